@@ -1,0 +1,184 @@
+"""The error tree: what went wrong, in one sentence with the remedy, and the exit code that scripts can rely on.
+
+Every class has a stable `exit_code` (commands) and `errno` (system calls on the mount). `errno_of` is the one place
+where an exception becomes an errno.
+"""
+
+from __future__ import annotations
+
+import errno as _errno
+
+
+class WsfsError(Exception):
+    """Something went wrong in wsfs."""
+
+    exit_code = 1
+    errno = _errno.EIO
+
+
+class UsageError(WsfsError):
+    """The command line, an option or the configuration is wrong."""
+
+    exit_code = 2
+    errno = _errno.EINVAL
+
+
+# --- object store -------------------------------------------------------------------------------------------------
+
+
+class StoreError(WsfsError):
+    """The object store could not do what was asked."""
+
+    exit_code = 10
+
+
+class TransientStoreError(StoreError):
+    """The object store is unreachable, overloaded or answered with a server error: trying again may help."""
+
+    exit_code = 11
+
+
+class AccessDeniedError(StoreError):
+    """The object store refused the credentials, or they lack a permission."""
+
+    exit_code = 12
+
+
+class UnsafeStoreError(StoreError):
+    """The object store accepts conditional writes but does not enforce them, so two writers could destroy each other."""
+
+    exit_code = 13
+
+
+class NotFoundError(StoreError):
+    """There is no such object."""
+
+    exit_code = 14
+    errno = _errno.EIO
+
+
+class PreconditionFailedError(StoreError):
+    """A conditional write lost: the object exists already, or is not the version that was named."""
+
+    exit_code = 15
+
+
+class StoreFullError(StoreError):
+    """The object store is out of space or over its quota."""
+
+    exit_code = 16
+
+
+# --- workspace ----------------------------------------------------------------------------------------------------
+
+
+class NoWorkspaceError(WsfsError):
+    """There is no workspace at this URL."""
+
+    exit_code = 20
+
+
+class WorkspaceExistsError(WsfsError):
+    """There is a workspace at this URL already."""
+
+    exit_code = 21
+
+
+class FormatError(WsfsError):
+    """Bytes in the bucket or in the cache are not what the format says."""
+
+    exit_code = 22
+
+
+class ForeignWorkspaceError(WsfsError):
+    """What lies at this URL, or in this cache, is not this workspace."""
+
+    exit_code = 23
+
+
+class MarkerError(WsfsError):
+    """`.workspace.initialized` is missing or not the one that was written at init."""
+
+    exit_code = 24
+
+
+# --- lease --------------------------------------------------------------------------------------------------------
+
+
+class LeaseHeldError(WsfsError):
+    """Another mount holds this workspace."""
+
+    exit_code = 30
+    errno = _errno.EBUSY
+
+
+class FencedError(WsfsError):
+    """Another mount took this workspace over: this one may not write any more."""
+
+    exit_code = 31
+    errno = _errno.EROFS
+
+
+# --- mount --------------------------------------------------------------------------------------------------------
+
+
+class MountError(WsfsError):
+    """The file system could not be mounted."""
+
+    exit_code = 40
+
+
+class MountBusyError(WsfsError):
+    """The mount is in use and cannot be unmounted."""
+
+    exit_code = 41
+    errno = _errno.EBUSY
+
+
+class NotMountedError(WsfsError):
+    """There is no wsfs mount here."""
+
+    exit_code = 42
+
+
+class SyncFailedError(WsfsError):
+    """Not everything could be pushed: it is kept on the local disk."""
+
+    exit_code = 50
+
+
+# --- local disk ---------------------------------------------------------------------------------------------------
+
+
+class CacheError(WsfsError):
+    """The cache directory cannot be used."""
+
+    exit_code = 60
+
+
+class CacheFullError(CacheError):
+    """The cache disk is full."""
+
+    exit_code = 61
+    errno = _errno.ENOSPC
+
+
+class NeedRemote(Exception):  # noqa: N818 - not an error: a request to fetch something and come again
+    """An operation needs something that is not local yet.
+
+    Raised by the synchronous layers *before* they change anything. Whoever called runs `fetches` (each blocks; they are
+    independent of each other, and equal keys fetch the same thing, so they can be shared) and calls again.
+    """
+
+    def __init__(self, fetches: dict[object, object]) -> None:
+        super().__init__(f"{len(fetches)} remote ranges")
+        self.fetches = fetches
+
+
+def errno_of(exc: BaseException) -> int:
+    """The errno that a program sees for `exc`: ours from the class, an OSError's own, and EIO for anything else."""
+    if isinstance(exc, WsfsError):
+        return exc.errno
+    if isinstance(exc, OSError) and exc.errno:
+        return exc.errno
+    return _errno.EIO
