@@ -1,0 +1,124 @@
+"""The records everything else speaks of: inodes, dirents, blocks, and where a block's bytes are.
+
+All names are bytes, all times nanoseconds since 1970 (negative before it), all sizes bytes.
+"""
+
+from __future__ import annotations
+
+import stat
+from enum import IntEnum
+from typing import Final, NamedTuple, NewType
+
+Ino = NewType("Ino", int)
+Epoch = NewType("Epoch", int)
+Seq = NewType("Seq", int)
+
+BLOCK_SIZE: Final = 1 << 20
+"""Files are cut into blocks of this many bytes, at fixed offsets."""
+
+INLINE_MAX: Final = 512
+"""A block with at most this many bytes travels inside its row instead of in a pack."""
+
+NAME_MAX: Final = 255
+ROOT_INO: Final = Ino(1)
+MARKER_INO: Final = Ino(2)
+FIRST_FREE_ID: Final = 16
+"""Inode numbers and dirent cookies come from one counter that starts here and never goes back."""
+
+MARKER_NAME: Final = b".workspace.initialized"
+
+
+class Inode(NamedTuple):
+    """What stat(2) tells of a file, and its parent directory (for a hard-linked file: the one linked last).
+
+    A directory's `size` counts its entries. A NamedTuple rather than a dataclass: it is immutable, and `_replace` costs
+    a third of `dataclasses.replace`, on the path of every request.
+    """
+
+    ino: Ino
+    mode: int
+    uid: int
+    gid: int
+    nlink: int
+    rdev: int
+    size: int
+    atime_ns: int
+    mtime_ns: int
+    ctime_ns: int
+    parent: Ino
+
+    @property
+    def is_dir(self) -> bool:
+        return stat.S_ISDIR(self.mode)
+
+    @property
+    def is_file(self) -> bool:
+        return stat.S_ISREG(self.mode)
+
+
+class Dirent(NamedTuple):
+    """A name in a directory: the inode it leads to, the file type bits (mode >> 12), and its place in readdir's order."""
+
+    ino: Ino
+    kind: int
+    cookie: int
+
+
+class Codec(IntEnum):
+    """How a frame is stored in its pack."""
+
+    RAW = 0
+    ZSTD = 1
+
+
+class FrameLoc(NamedTuple):
+    """Where a block's bytes lie in the bucket, and what they must hash to.
+
+    `length` is how many of the frame's `raw_length` bytes still belong to the block: truncating a file to the middle of
+    a block shortens it without touching the pack. The rest of the block reads as zeros.
+    """
+
+    epoch: int
+    pack: int
+    offset: int
+    stored_length: int
+    raw_length: int
+    length: int
+    codec: int
+    digest: bytes
+
+
+class Local(NamedTuple):
+    """A block whose only copy is in the overlay on this machine's disk."""
+
+
+class Inline(NamedTuple):
+    """A block so small that its row holds its bytes."""
+
+    data: bytes
+
+
+class Packed(NamedTuple):
+    """A block in a pack. `resident`: the overlay still has the same bytes, so reading it needs no pack."""
+
+    loc: FrameLoc
+    resident: bool = False
+
+
+Block = Local | Inline | Packed
+LOCAL: Final = Local()
+
+
+def pack_key(epoch: int, number: int) -> str:
+    """The object name of a pack. The shard spreads packs over the key space, which stores partition by prefix."""
+    return f"packs/{number & 0xFF:02x}/{epoch:08x}-{number:08x}"
+
+
+def segment_key(epoch: int, number: int) -> str:
+    """The object name of a metadata segment."""
+    return f"meta/{epoch:08x}/{number:08x}"
+
+
+def blocks_of(size: int) -> int:
+    """How many blocks a file of `size` bytes has."""
+    return -(-size // BLOCK_SIZE)

@@ -1,0 +1,189 @@
+"""HEAD: the only object that changes, by compare-and-swap. It names the newest commit and who may write the next one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Any, Final
+
+from wsfs.errors import (
+    FencedError,
+    FormatError,
+    NotFoundError,
+    NoWorkspaceError,
+    PreconditionFailedError,
+    TransientStoreError,
+)
+from wsfs.repo.codec import DIGEST_SIZE
+from wsfs.repo.frame import dump_json, field, load_json
+from wsfs.store.base import Store
+
+HEAD_KEY: Final = "HEAD"
+HEAD_MAX: Final = 4096
+
+
+class State(StrEnum):
+    """A workspace's state, as users see it. STOPPED is the promise that everything is in the bucket."""
+
+    STARTING = "STARTING"
+    RUNNING = "RUNNING"
+    STOPPING = "STOPPING"
+    STOPPED = "STOPPED"
+    ERROR = "ERROR"
+    SYNC_FAILED = "SYNC_FAILED"
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """Who has the workspace mounted: enough to find the process, and to see on its own host whether it still lives."""
+
+    host: str
+    pid: int
+    boot_id: str
+    since: str
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """`nonce` is new in each version, so that whoever lost the answer to a swap can see whose swap it was."""
+
+    workspace: str
+    epoch: int
+    seq: int
+    commit: str
+    commit_digest: bytes
+    nonce: str
+    state: State
+    reason: str
+    holder: Holder | None
+    saved_at: str
+    files: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class HeadVersion:
+    """HEAD as it was read: the etag to swap against, and its age in seconds by the store's clock."""
+
+    head: Head
+    etag: str
+    age: float | None
+
+
+def encode_head(head: Head) -> bytes:
+    holder = head.holder
+    data = dump_json(
+        {
+            "format": 1,
+            "workspace": head.workspace,
+            "epoch": head.epoch,
+            "seq": head.seq,
+            "commit": head.commit,
+            "commit_digest": head.commit_digest.hex(),
+            "nonce": head.nonce,
+            "state": head.state.value,
+            "reason": head.reason[:500],
+            "holder": None
+            if holder is None
+            else {"host": holder.host[:255], "pid": holder.pid, "boot_id": holder.boot_id, "since": holder.since},
+            "saved_at": head.saved_at,
+            "files": head.files,
+            "bytes": head.bytes,
+        }
+    )
+    assert len(data) <= HEAD_MAX
+    return data
+
+
+def decode_head(data: bytes) -> Head:
+    """Raises FormatError on anything but a whole, well-formed HEAD."""
+    what = "HEAD"
+    if len(data) > HEAD_MAX:
+        raise FormatError(f"HEAD has {len(data)} bytes, more than the {HEAD_MAX} that are allowed")
+    v = load_json(data, what)
+    if v.get("format") != 1:
+        raise FormatError(f"HEAD is of format {v.get('format')!r}: this wsfs reads format 1")
+    try:
+        commit_digest = bytes.fromhex(field(v, "commit_digest", str, what))
+        state = State(field(v, "state", str, what))
+    except ValueError as exc:
+        raise FormatError("HEAD has a field of an unknown value") from exc
+    if len(commit_digest) != DIGEST_SIZE:
+        raise FormatError("HEAD has a digest of the wrong length")
+    return Head(
+        workspace=field(v, "workspace", str, what),
+        epoch=field(v, "epoch", int, what),
+        seq=field(v, "seq", int, what),
+        commit=field(v, "commit", str, what),
+        commit_digest=commit_digest,
+        nonce=field(v, "nonce", str, what),
+        state=state,
+        reason=field(v, "reason", str, what),
+        holder=_holder(v.get("holder")),
+        saved_at=field(v, "saved_at", str, what),
+        files=field(v, "files", int, what),
+        bytes=field(v, "bytes", int, what),
+    )
+
+
+def _holder(value: Any) -> Holder | None:
+    if value is None:
+        return None
+    what = "HEAD's holder"
+    if not isinstance(value, dict):
+        raise FormatError(f"{what} is not a JSON object")
+    return Holder(
+        field(value, "host", str, what),
+        field(value, "pid", int, what),
+        field(value, "boot_id", str, what),
+        field(value, "since", str, what),
+    )
+
+
+def read_head(store: Store) -> HeadVersion:
+    """The newest HEAD. Raises NoWorkspaceError when there is none, FormatError when it is damaged."""
+    try:
+        blob = store.get(HEAD_KEY)
+    except NotFoundError as exc:
+        raise NoWorkspaceError(
+            f"there is no workspace at {store.url}: check the URL, or make one with 'wsfs init {store.url}'"
+        ) from exc
+    return HeadVersion(decode_head(blob.data), blob.etag, blob.age)
+
+
+def swap_head(store: Store, old: HeadVersion, new: Head) -> HeadVersion:
+    """Replace `old` by `new`, if nobody else has replaced it. Never retried blindly.
+
+    A refusal and a lost answer are both ambiguous: the swap may have been applied. So HEAD is read again, and our nonce
+    in it means success. Raises FencedError when somebody of a higher epoch was there first, TransientStoreError when it
+    cannot be known now (swap again later with the HEAD that is read then).
+    """
+    try:
+        etag = store.put(HEAD_KEY, encode_head(new), if_match=old.etag)
+    except (PreconditionFailedError, TransientStoreError) as exc:
+        now = read_head(store)
+        if now.head.nonce == new.nonce:
+            return now
+        if now.head.epoch > old.head.epoch:
+            raise fenced(now.head) from exc
+        if now.etag != old.etag:
+            raise FencedError(
+                f"HEAD of {store.url} was changed by somebody who does not hold this workspace: this mount stops writing"
+            ) from exc
+        raise TransientStoreError(f"HEAD of {store.url} could not be replaced: {exc}") from exc
+    return HeadVersion(new, etag, 0.0)
+
+
+def fenced(now: Head) -> FencedError:
+    """The error for a mount whose workspace somebody else has taken over."""
+    holder = now.holder
+    who = f"{holder.host} (process {holder.pid}, since {holder.since})" if holder else "another mount"
+    return FencedError(
+        f"this workspace was taken over by {who}: this mount is read-only now, and what it had not saved stays in its"
+        " cache directory"
+    )
+
+
+def with_state(head: Head, state: State, nonce: str, reason: str = "", holder: Holder | None = None) -> Head:
+    """The same commit in another state."""
+    return replace(head, state=state, nonce=nonce, reason=reason, holder=holder)

@@ -1,0 +1,133 @@
+"""The manifest: what one commit consists of. Immutable, one object a commit.
+
+    manifest := "WSFSMAN1"  raw_length:u32be  zstd(JSON)
+
+The tree is the base partitions, in order of their start keys, with the deltas laid over them, oldest first.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from typing import Any, Final
+
+from wsfs.errors import FormatError
+from wsfs.repo.codec import DIGEST_SIZE
+from wsfs.repo.frame import compress, decompress, digest, dump_json, field, load_json
+
+MAGIC: Final = b"WSFSMAN1"
+RAW_MAX: Final = 64 << 20
+_HEADER = struct.Struct(">8sI")
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentRef:
+    """A metadata segment as a manifest names it. `start` is the first key of a base partition, empty for a delta."""
+
+    key: str
+    length: int
+    rows: int
+    digest: bytes
+    start: bytes = b""
+
+    def check(self, data: bytes) -> bytes:
+        """`data` if it is the object that was written, else FormatError."""
+        if len(data) != self.length or digest(data) != self.digest:
+            raise FormatError(f"the metadata object '{self.key}' is not the one that was written")
+        return data
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """One commit. `next_id` is the first inode number and cookie that no commit has used; `bytes` sums file sizes."""
+
+    workspace: str
+    seq: int
+    epoch: int
+    nonce: str
+    parent: str
+    created: str
+    next_id: int
+    files: int
+    bytes: int
+    base: tuple[SegmentRef, ...]
+    deltas: tuple[SegmentRef, ...]
+
+    @property
+    def key(self) -> str:
+        """The object's name."""
+        return f"commits/{self.seq:010d}-{self.epoch:08x}-{self.nonce}"
+
+
+def encode_manifest(m: Manifest) -> bytes:
+    raw = dump_json(
+        {
+            "format": 1,
+            "workspace": m.workspace,
+            "seq": m.seq,
+            "epoch": m.epoch,
+            "nonce": m.nonce,
+            "parent": m.parent,
+            "created": m.created,
+            "next_id": m.next_id,
+            "files": m.files,
+            "bytes": m.bytes,
+            "base": [_ref_out(ref) for ref in m.base],
+            "deltas": [_ref_out(ref) for ref in m.deltas],
+        }
+    )
+    return _HEADER.pack(MAGIC, len(raw)) + compress(raw)
+
+
+def decode_manifest(data: bytes) -> Manifest:
+    """Raises FormatError on anything but a whole, well-formed manifest."""
+    what = "a commit's manifest"
+    if len(data) < _HEADER.size:
+        raise FormatError(f"{what} is shorter than its header")
+    magic, raw_length = _HEADER.unpack_from(data)
+    if magic != MAGIC or raw_length > RAW_MAX:
+        raise FormatError(f"{what} does not begin with its header")
+    v = load_json(decompress(memoryview(data)[_HEADER.size :], raw_length), what)
+    if v.get("format") != 1:
+        raise FormatError(f"{what} is of format {v.get('format')!r}: this wsfs reads format 1")
+    base = tuple(_ref_in(r, what) for r in field(v, "base", list, what))
+    if any(a.start >= b.start for a, b in zip(base, base[1:], strict=False)) or (base and base[0].start):
+        raise FormatError(f"{what} lists its partitions out of order")
+    return Manifest(
+        workspace=field(v, "workspace", str, what),
+        seq=field(v, "seq", int, what),
+        epoch=field(v, "epoch", int, what),
+        nonce=field(v, "nonce", str, what),
+        parent=field(v, "parent", str, what),
+        created=field(v, "created", str, what),
+        next_id=field(v, "next_id", int, what),
+        files=field(v, "files", int, what),
+        bytes=field(v, "bytes", int, what),
+        base=base,
+        deltas=tuple(_ref_in(r, what) for r in field(v, "deltas", list, what)),
+    )
+
+
+def _ref_out(ref: SegmentRef) -> dict[str, Any]:
+    return {
+        "key": ref.key,
+        "length": ref.length,
+        "rows": ref.rows,
+        "digest": ref.digest.hex(),
+        "start": ref.start.hex(),
+    }
+
+
+def _ref_in(value: object, what: str) -> SegmentRef:
+    if not isinstance(value, dict):
+        raise FormatError(f"{what} names a segment in an unknown way")
+    try:
+        found = bytes.fromhex(field(value, "digest", str, what))
+        start = bytes.fromhex(field(value, "start", str, what))
+    except ValueError as exc:
+        raise FormatError(f"{what} has a field that is not hexadecimal") from exc
+    if len(found) != DIGEST_SIZE:
+        raise FormatError(f"{what} has a digest of the wrong length")
+    return SegmentRef(
+        field(value, "key", str, what), field(value, "length", int, what), field(value, "rows", int, what), found, start
+    )
