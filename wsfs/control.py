@@ -1,0 +1,333 @@
+"""How commands talk to the daemon of a mount: a unix socket, and beside it a note of the last known state.
+
+One connection carries one request and one response, each a JSON object on one line. The socket is open to
+root and the daemon's own user only: its directory is theirs alone, and the kernel names the caller
+(SO_PEERCRED). The server side runs in the daemon's trio loop; the client side blocks and needs no trio, so
+that commands start quickly.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import socket
+import stat
+import struct
+import tempfile
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from wsfs.errors import MountError, NotMountedError, UsageError, WsfsError
+
+if TYPE_CHECKING:
+    import trio
+
+log = logging.getLogger(__name__)
+
+MAX_REQUEST = 64 * 1024
+REQUEST_TIMEOUT = 10.0  # seconds for the request line to arrive; an answer may take as long as it needs
+Handler = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
+
+
+# --- where --------------------------------------------------------------------------------------------------
+
+
+def runtime_dir(uid: int | None = None) -> Path:
+    """The directory for the sockets of `uid`'s mounts (default: ours). Only computes: it may not exist."""
+    if os.environ.get("WSFS_RUNTIME_DIR"):
+        return Path(os.environ["WSFS_RUNTIME_DIR"])
+    own = os.geteuid()
+    uid = own if uid is None else uid
+    if uid == 0:
+        return Path("/run/wsfs")
+    if uid == own and os.environ.get("XDG_RUNTIME_DIR"):
+        return Path(os.environ["XDG_RUNTIME_DIR"], "wsfs")
+    login = Path(f"/run/user/{uid}")
+    return login / "wsfs" if login.is_dir() else Path(f"/tmp/wsfs-{uid}")  # noqa: S108 - its owner is checked
+
+
+def socket_path(mountpoint: str | os.PathLike[str], uid: int | None = None) -> Path:
+    """The control socket of the mount at `mountpoint` made by `uid` (default: us).
+
+    Our own directory is made if it is missing. Raises MountError if somebody else owns the directory or may
+    write to it: they could answer in the daemon's place.
+    """
+    directory = runtime_dir(uid)
+    owners = {os.geteuid(), os.geteuid() if uid is None else uid}
+    if uid is None or uid == os.geteuid():
+        with contextlib.suppress(FileExistsError):
+            directory.mkdir(mode=0o700, parents=True)
+    try:
+        found = directory.lstat()
+    except FileNotFoundError:
+        found = None
+    if found is not None:
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid not in owners:
+            raise MountError(f"{directory} is not a directory of yours: remove it, or set WSFS_RUNTIME_DIR")
+        if found.st_mode & 0o022:
+            raise MountError(
+                f"{directory} can be written to by others: chmod 700 it, or set WSFS_RUNTIME_DIR"
+            )
+    name = hashlib.blake2b(os.fsencode(os.path.realpath(mountpoint)), digest_size=8).hexdigest()
+    return directory / f"{name}.sock"
+
+
+# --- last known state ---------------------------------------------------------------------------------------
+
+
+def write_record(mountpoint: str | os.PathLike[str], record: dict[str, Any]) -> None:
+    """Note the last known state of a mount, atomically. It lives as long as the machine is up."""
+    path = socket_path(mountpoint).with_suffix(".json")
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=path.stem, delete=False) as file:
+        json.dump(record, file, default=str)
+    Path(file.name).replace(path)
+
+
+def read_record(mountpoint: str | os.PathLike[str], uid: int | None = None) -> dict[str, Any] | None:
+    """What write_record noted last, or None; also None when the note is not readable."""
+    try:
+        record = json.loads(socket_path(mountpoint, uid).with_suffix(".json").read_text())
+    except (OSError, ValueError):
+        return None
+    return record if isinstance(record, dict) else None
+
+
+# --- errors -------------------------------------------------------------------------------------------------
+
+
+def as_wsfs_error(exc: BaseException) -> WsfsError | None:
+    """The WsfsError that `exc` is, or that a trio nursery wrapped alone; else None."""
+    while isinstance(exc, BaseExceptionGroup) and len(exc.exceptions) == 1:
+        exc = exc.exceptions[0]
+    return exc if isinstance(exc, WsfsError) else None
+
+
+def sentence(exc: WsfsError) -> str:
+    """What to tell the user: the message, or what the class stands for."""
+    return str(exc) or (type(exc).__doc__ or "").splitlines()[0].rstrip(".")
+
+
+def error_with_code(exit_code: int, message: str) -> WsfsError:
+    """The error of the tree with this exit code; a plain WsfsError that keeps the code where none has it."""
+    classes: list[type[WsfsError]] = [WsfsError]
+    for cls in classes:  # grows while it is walked: the whole tree
+        if cls.exit_code == exit_code:
+            return cls(message)
+        classes.extend(cls.__subclasses__())
+    error = WsfsError(message)
+    error.exit_code = exit_code
+    return error
+
+
+def _failure(exc: WsfsError) -> dict[str, Any]:
+    return {"ok": False, "error": sentence(exc), "exit_code": exc.exit_code}
+
+
+# --- server -------------------------------------------------------------------------------------------------
+
+
+async def serve(path: Path, handler: Handler, *, task_status: trio.TaskStatus[None] | None = None) -> None:
+    """Answer requests at `path` until cancelled; reports started once clients can connect.
+
+    Whatever a client sends or leaves out ends at most its own connection. A WsfsError of the handler becomes
+    {"ok": false, "error": sentence, "exit_code": n}, anything else a logged internal error. A response that
+    the handler has returned is still delivered when `serve` is cancelled at that moment, so that a stop can
+    be answered. Takes over the socket of a daemon that died; raises MountError while another one listens.
+    """
+    import trio
+
+    listener = _listen(path)
+    identity = _identity(path)
+    try:
+        async with trio.open_nursery() as nursery:
+            acceptor = trio.socket.from_stdlib_socket(listener)
+            if task_status is not None:
+                task_status.started()
+            while True:
+                try:
+                    connection, _ = await acceptor.accept()
+                except OSError as exc:  # out of descriptors or memory: others may give some back
+                    log.warning("control socket cannot accept path=%s error=%s", path, exc)
+                    await trio.sleep(0.5)
+                    continue
+                nursery.start_soon(_converse, connection, handler)
+    finally:
+        listener.close()
+        _remove(path, identity)
+
+
+def _listen(path: Path) -> socket.socket:
+    if _somebody_listens(path):
+        raise MountError(f"another daemon already serves this mount point (control socket {path})")
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    fresh = path.with_name(f"{path.name}.{os.getpid()}")
+    try:
+        fresh.unlink(missing_ok=True)
+        with _reachable(fresh) as address:
+            listener.bind(address)
+        fresh.chmod(0o600)
+        listener.listen(128)
+        fresh.replace(path)  # clients see no socket or one that listens
+    except OSError as exc:
+        listener.close()
+        raise MountError(f"the control socket {path} cannot be made: {exc.strerror}") from exc
+    listener.setblocking(False)
+    return listener
+
+
+def _remove(path: Path, identity: tuple[int, int] | None) -> None:
+    if _identity(path) == identity:  # not the one of a successor
+        path.unlink(missing_ok=True)
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.lstat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+async def _converse(connection: trio.socket.SocketType, handler: Handler) -> None:
+    import trio
+
+    with connection:
+        try:
+            response = await _respond(connection, handler)
+            if response is None:
+                return
+            with trio.move_on_after(REQUEST_TIMEOUT, shield=True):
+                data = memoryview(json.dumps(response, default=str).encode() + b"\n")
+                while data:
+                    data = data[await connection.send(data) :]
+        except OSError as exc:
+            log.debug("control client is gone error=%s", exc)
+
+
+async def _respond(connection: trio.socket.SocketType, handler: Handler) -> dict[str, Any] | None:
+    """The response to what the client sends, or None if it sends nothing."""
+    try:
+        # Read before a refusal: closing on unread bytes would reset the connection under the answer.
+        line = await _read_line(connection)
+        if not line:
+            return None
+        if peer_credentials(connection)[1] not in {0, os.geteuid()}:
+            raise UsageError("only root and the user who mounted this workspace may control it")  # noqa: TRY301
+        return {"ok": True} | await handler(_parse(line))
+    except OSError:
+        raise
+    except Exception as exc:
+        error = as_wsfs_error(exc)
+        if error is None:
+            log.exception("control request failed")
+            error = WsfsError(
+                f"internal error: {type(exc).__name__}: {exc}; the daemon's log has the details"
+            )
+        return _failure(error)
+
+
+async def _read_line(connection: trio.socket.SocketType) -> bytes:
+    import trio
+
+    data = b""
+    with trio.move_on_after(REQUEST_TIMEOUT):
+        while b"\n" not in data:
+            chunk = await connection.recv(MAX_REQUEST)
+            if not chunk:
+                return data
+            data += chunk
+            if len(data) > MAX_REQUEST:
+                raise UsageError(f"the request is longer than {MAX_REQUEST} bytes")
+        return data.partition(b"\n")[0]
+    raise UsageError(f"no whole request arrived within {REQUEST_TIMEOUT:g} s")
+
+
+def _parse(line: bytes) -> dict[str, Any]:
+    try:
+        message = json.loads(line)
+    except (ValueError, RecursionError):
+        raise UsageError("the request is not JSON") from None
+    if not isinstance(message, dict) or not isinstance(message.get("op"), str):
+        raise UsageError('the request must be an object with "op"')
+    return message
+
+
+def peer_credentials(connection: socket.socket | trio.socket.SocketType) -> tuple[int, int]:
+    """The pid and uid at the other end, as the kernel knows them."""
+    raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    pid, uid, _gid = struct.unpack("3i", raw)
+    return pid, uid
+
+
+# --- client -------------------------------------------------------------------------------------------------
+
+
+def request(path: Path, message: dict[str, Any], timeout: float | None = None) -> dict[str, Any]:
+    """Ask the daemon behind `path` and return its answer. Blocks, at most `timeout` seconds between two signs
+    of life.
+
+    Raises NotMountedError if nothing listens there, and for {"ok": false} the error that has this exit code.
+    """
+    with _connect(path, timeout) as connection:
+        try:
+            connection.sendall(json.dumps(message).encode() + b"\n")
+            answer = b""
+            while chunk := connection.recv(64 * 1024):
+                answer += chunk
+        except TimeoutError:
+            raise WsfsError(
+                f"the daemon did not answer within {timeout:g} s: is its store reachable?"
+            ) from None
+        except OSError as exc:
+            raise WsfsError(f"the daemon hung up: {exc.strerror}; its log says why") from exc
+    try:
+        response = json.loads(answer)
+    except ValueError:
+        raise WsfsError("the daemon ended before it answered; its log says why") from None
+    if not isinstance(response, dict):
+        raise WsfsError("what answered on the control socket is not a wsfs daemon")
+    if not response.get("ok"):
+        raise error_with_code(int(response.get("exit_code", 1)), str(response.get("error", "")))
+    return response
+
+
+def daemon_pid(path: Path) -> int | None:
+    """The pid of the daemon that listens at `path`, from the kernel, or None."""
+    try:
+        with _connect(path, REQUEST_TIMEOUT) as connection:
+            return peer_credentials(connection)[0]
+    except WsfsError:
+        return None
+
+
+def _somebody_listens(path: Path) -> bool:
+    return daemon_pid(path) is not None
+
+
+def _connect(path: Path, timeout: float | None) -> socket.socket:
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    connection.settimeout(timeout)
+    try:
+        with _reachable(path) as address:
+            connection.connect(address)
+    except (FileNotFoundError, ConnectionRefusedError):
+        connection.close()
+        raise NotMountedError("no wsfs daemon is running for this mount point") from None
+    except OSError as exc:
+        connection.close()
+        raise WsfsError(f"the daemon cannot be reached: {exc.strerror or exc}") from exc
+    return connection
+
+
+@contextlib.contextmanager
+def _reachable(path: Path) -> Iterator[str]:
+    """An address for `path` that fits into the 108 bytes which the kernel has for one."""
+    directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{directory}/{path.name}"
+    finally:
+        os.close(directory)
