@@ -1,7 +1,7 @@
 """What wsfs asks of an object store, and nothing more (L1).
 
-The calls block and may be made from several threads at once. Every implementation has the same conditional semantics;
-`wsfs.store.probe` checks at init and mount that the store really enforces them.
+The calls block and may be made from several threads at once. Every implementation has the same conditional
+semantics; `wsfs.store.probe` checks at init and mount that the store really enforces them.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import Protocol
 class Blob:
     """An object, or a range of one.
 
-    `age` is how long ago the object was written, in seconds, by the store's own clock for both ends of the difference,
-    so that a wrong clock on this host cannot disturb it; None where the store does not say.
+    `age` is how long ago the object was written, in seconds, by the store's own clock for both ends of the
+    difference, so that a wrong clock on this host cannot disturb it; None where the store does not say.
     """
 
     data: bytes
@@ -47,8 +47,9 @@ class Store(Protocol):
     def put(self, key: str, data: bytes, *, if_match: str | None = None, if_none_match: bool = False) -> str:
         """Write the whole object atomically and durably, and return its etag.
 
-        With `if_none_match` only when there is no such object, with `if_match` only when its etag is that one; else
-        PreconditionFailedError and nothing changes. After TransientStoreError the write may or may not have happened.
+        With `if_none_match` only when there is no such object, with `if_match` only when its etag is that
+        one; else PreconditionFailedError and nothing changes. After TransientStoreError the write may or may
+        not have happened.
         """
 
     def delete(self, key: str) -> None:

@@ -1,0 +1,294 @@
+"""S3Store: objects in an S3 bucket, or in anything that speaks its protocol (AWS, OVHcloud, Ceph RGW, MinIO).
+
+The only module that knows boto3. The SDK's retries are off: which requests may be repeated is ours to decide
+(`wsfs.store.retry`), a compare-and-swap among them may not. Credentials come from the SDK's standard chain
+only.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+import boto3
+import botocore.exceptions
+import botocore.parsers
+import urllib3.exceptions
+from botocore.config import Config
+
+from wsfs import __version__
+from wsfs.errors import AccessDeniedError, StoreError, TransientStoreError, UsageError
+from wsfs.store.base import Blob, ObjectInfo
+from wsfs.store.keys import check_key, check_prefix, check_range, is_key
+from wsfs.store.s3errors import Call, error_for
+
+AddressingStyle = Literal["auto", "path", "virtual"]
+EtagStyle = Literal["bare", "quoted"]
+
+_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(?:\d+|\*)")
+_NO_CREDENTIALS = (
+    botocore.exceptions.NoCredentialsError,
+    botocore.exceptions.PartialCredentialsError,
+    botocore.exceptions.CredentialRetrievalError,
+    botocore.exceptions.NoAuthTokenError,
+    botocore.exceptions.TokenRetrievalError,
+    botocore.exceptions.UnauthorizedSSOTokenError,
+    botocore.exceptions.SSOTokenLoadError,
+    botocore.exceptions.ProfileNotFound,
+)
+_NETWORK: tuple[tuple[type[Exception], str], ...] = (  # the first that fits names the reason
+    (botocore.exceptions.ConnectTimeoutError, "no connection in time; check the network and the endpoint"),
+    (botocore.exceptions.ReadTimeoutError, "no answer in time; check the network, then try again"),
+    (botocore.exceptions.SSLError, "TLS failed; check the endpoint and the certificates (AWS_CA_BUNDLE)"),
+    (botocore.exceptions.ProxyConnectionError, "the proxy does not answer; check HTTPS_PROXY and HTTP_PROXY"),
+    (botocore.exceptions.EndpointConnectionError, "cannot connect; check the network and the endpoint"),
+    (botocore.exceptions.ConnectionClosedError, "the connection was closed before the answer; try again"),
+    (botocore.exceptions.IncompleteReadError, "the answer was cut short; try again"),
+    (botocore.exceptions.ResponseStreamingError, "the answer was cut short; try again"),
+    (botocore.exceptions.ConnectionError, "the connection failed; check the network, then try again"),
+    (botocore.exceptions.HTTPClientError, "the connection failed; check the network, then try again"),
+    (
+        botocore.parsers.ResponseParserError,
+        "the answer is not S3's; check the endpoint, and proxies on the way",
+    ),
+    (urllib3.exceptions.HTTPError, "the connection failed; check the network, then try again"),
+    (OSError, "the connection failed; check the network, then try again"),
+)
+_SDK_ERRORS = (botocore.exceptions.BotoCoreError, *(kind for kind, _ in _NETWORK))
+
+
+class S3Store:
+    """A store in a bucket, under a prefix. Safe from any thread; calls block on the network.
+
+    No request waits longer than `connect_timeout` for a connection and `read_timeout` for the next byte. More
+    threads than `max_connections` work, but then connections are not kept. `etag_style` is how If-Match names
+    a version: bare is what AWS takes and the only thing Ceph RGW and OVHcloud do; `wsfs.store.probe` sets it
+    to quoted where only that works.
+    """
+
+    def __init__(
+        self,
+        bucket: str,
+        prefix: str = "",
+        *,
+        endpoint_url: str | None = None,
+        addressing_style: str = "auto",
+        max_connections: int = 16,
+        connect_timeout: float = 5.0,
+        read_timeout: float = 30.0,
+    ) -> None:
+        if addressing_style not in ("auto", "path", "virtual"):
+            raise UsageError(f"the addressing style {addressing_style!r} is none of auto, path and virtual")
+        _check_endpoint(endpoint_url)
+        self._bucket = bucket
+        self._prefix = prefix.strip("/") + "/" if prefix.strip("/") else ""
+        self.url = f"s3://{bucket}/{self._prefix}".rstrip("/")
+        self.etag_style: EtagStyle = "bare"
+        self._endpoint_url = endpoint_url
+        self._config = Config(
+            connect_timeout=connect_timeout,
+            read_timeout=read_timeout,
+            max_pool_connections=max_connections,
+            tcp_keepalive=True,
+            retries={"total_max_attempts": 1, "mode": "standard"},
+            s3={"addressing_style": addressing_style},
+            # Trailing checksums, the SDK's default, are unknown to older Ceph; the body is covered by the
+            # signature.
+            request_checksum_calculation="when_required",
+            response_checksum_validation="when_required",
+            user_agent_extra=f"wsfs/{__version__}",
+        )
+        self._mutex = threading.Lock()  # guards the two below
+        self._lazy_client: Any = None
+        self._closed = False
+
+    def get(self, key: str, start: int | None = None, length: int | None = None) -> Blob:
+        """See `base.Store.get`. A body that is cut short is a TransientStoreError, never short data."""
+        check_key(key)
+        window = check_range(start, length)
+        where: dict[str, str] = {"Bucket": self._bucket, "Key": self._prefix + key}
+        with self._mapped("get", key):
+            if window is None:
+                return self._get(key, where)
+            first, count = window
+            if count == 0:
+                return self._head(key, where)  # HTTP has no empty range
+            where["Range"] = f"bytes={first}-" if count is None else f"bytes={first}-{first + count - 1}"
+            try:
+                return self._get(key, where, first, count)
+            except botocore.exceptions.ClientError as exc:
+                status, code = _status_and_code(exc)
+                if status != 416 and code != "InvalidRange":
+                    raise
+            del where["Range"]  # it begins past the end: no bytes, but the etag is still to be told
+            return self._head(key, where)
+
+    def put(self, key: str, data: bytes, *, if_match: str | None = None, if_none_match: bool = False) -> str:
+        """See `base.Store.put`. One request, sent once."""
+        check_key(key)
+        conditions: dict[str, str] = {}
+        if if_match is not None:
+            conditions["IfMatch"] = f'"{if_match}"' if self.etag_style == "quoted" else if_match
+        if if_none_match:
+            conditions["IfNoneMatch"] = "*"
+        with self._mapped("put", key, conditional=bool(conditions)):
+            answer = self._client().put_object(
+                Bucket=self._bucket, Key=self._prefix + key, Body=data, **conditions
+            )
+            return self._etag(answer, "put", key)
+
+    def delete(self, key: str) -> None:
+        """See `base.Store.delete`."""
+        check_key(key)
+        with self._mapped("delete", key):
+            try:
+                self._client().delete_object(Bucket=self._bucket, Key=self._prefix + key)
+            except botocore.exceptions.ClientError as exc:
+                if _status_and_code(exc) not in ((404, "NoSuchKey"), (404, "404")):
+                    raise
+
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        """See `base.Store.list`. One request for 1,000 objects, made as they are asked for."""
+        check_prefix(prefix)
+        self._check_open()
+        return self._pages(prefix)
+
+    def close(self) -> None:
+        """See `base.Store.close`. Requests under way in other threads fail or finish."""
+        with self._mutex:
+            client, self._lazy_client, self._closed = self._lazy_client, None, True
+        if client is not None:
+            client.close()
+
+    # --- requests -------------------------------------------------------------------------------------------
+
+    def _get(self, key: str, where: dict[str, str], first: int = 0, count: int | None = None) -> Blob:
+        answer = self._client().get_object(**where)
+        with closing(answer["Body"]) as body:
+            data: bytes = body.read()  # checks the length against Content-Length
+        if "Range" in where:
+            data = self._cut(key, answer, data, first, count)
+        return Blob(data, self._etag(answer, "get", key), _age(answer))
+
+    def _cut(self, key: str, answer: dict[str, Any], data: bytes, first: int, count: int | None) -> bytes:
+        """What of `data` was asked for: all of a partial answer, a slice if the store ignored the range."""
+        content_range = answer.get("ContentRange")
+        if content_range is None:
+            return data[first:] if count is None else data[first : first + count]
+        match = _CONTENT_RANGE.fullmatch(content_range)
+        sent = (int(match[1]), int(match[2]) - int(match[1]) + 1) if match else None
+        if sent != (first, len(data)) or (count is not None and len(data) > count):
+            raise TransientStoreError(
+                f"{self.url}: cannot get {key}: the store sent another range than was asked for"
+            )
+        return data
+
+    def _head(self, key: str, where: dict[str, str]) -> Blob:
+        answer = self._client().head_object(**where)
+        return Blob(b"", self._etag(answer, "get", key), _age(answer))
+
+    def _pages(self, prefix: str) -> Iterator[ObjectInfo]:
+        with self._mapped("list", prefix):
+            paginator = self._client().get_paginator("list_objects_v2")
+            for page in paginator.paginate(Bucket=self._bucket, Prefix=self._prefix + prefix):
+                now = _date(page)
+                for row in page.get("Contents", ()):
+                    key = row["Key"].removeprefix(self._prefix)
+                    if not is_key(key):
+                        continue  # a "folder" that a console made, or somebody else's object
+                    # Without the store's clock everything is new: what asks for ages deletes what is old.
+                    age = 0.0 if now is None else max(0.0, (now - row["LastModified"]).total_seconds())
+                    yield ObjectInfo(key, row["Size"], age)
+
+    def _etag(self, answer: dict[str, Any], operation: str, key: str) -> str:
+        etag = str(answer.get("ETag", "")).removeprefix("W/").strip('"')
+        if not etag:
+            raise TransientStoreError(
+                f"{self.url}: cannot {operation} {key}: the answer carries no ETag; check for proxies on the "
+                f"way"
+            )
+        return etag
+
+    def _client(self) -> Any:
+        """The SDK's client, made on first use: that takes some 100 ms and reads credentials."""
+        with self._mutex:
+            if self._closed:
+                raise StoreError(f"{self.url}: the store is closed")
+            if self._lazy_client is None:
+                # A session of our own: the SDK's default one is global, and not safe to use from several
+                # threads.
+                session = boto3.session.Session()
+                self._lazy_client = session.client("s3", endpoint_url=self._endpoint_url, config=self._config)
+            return self._lazy_client
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise StoreError(f"{self.url}: the store is closed")
+
+    @contextmanager
+    def _mapped(self, operation: str, key: str, *, conditional: bool = False) -> Iterator[None]:
+        """Turn everything that the SDK and the network raise into one of our errors."""
+        call = Call(self.url, self._bucket, operation, key, conditional)
+        try:
+            yield
+        except botocore.exceptions.ClientError as exc:
+            raise error_for(call, *_status_and_code(exc)) from exc
+        except _NO_CREDENTIALS as exc:
+            raise AccessDeniedError(
+                f"{call.what}: there are no usable credentials; set AWS_ACCESS_KEY_ID and "
+                f"AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or give this machine a role"
+            ) from exc
+        except _SDK_ERRORS as exc:
+            for kind, reason in _NETWORK:
+                if isinstance(exc, kind):
+                    raise TransientStoreError(f"{call.what}: {reason}") from exc
+            raise StoreError(
+                f"{call.what}: {type(exc).__name__}; check the URL, the endpoint, AWS_DEFAULT_REGION and the "
+                f"AWS profile"
+            ) from exc
+        except ValueError as exc:  # how the SDK answers an endpoint or a bucket name that it cannot use
+            raise StoreError(
+                f"{call.what}: the SDK cannot use this endpoint or bucket name; check both"
+            ) from exc
+
+
+def _check_endpoint(endpoint_url: str | None) -> None:
+    """Raise UsageError unless it is None or a plain http(s) URL; a URL with credentials is not repeated."""
+    if endpoint_url is None:
+        return
+    parts = urlsplit(endpoint_url)
+    if "@" in parts.netloc:
+        raise UsageError(
+            "the endpoint URL must not contain credentials: set AWS_ACCESS_KEY_ID or use a profile"
+        )
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+        raise UsageError(f"the endpoint {endpoint_url!r} is not a URL like https://s3.example.org")
+
+
+def _status_and_code(exc: botocore.exceptions.ClientError) -> tuple[int, str]:
+    response: dict[str, Any] = exc.response
+    status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    return int(status), str(response.get("Error", {}).get("Code", ""))
+
+
+def _date(answer: dict[str, Any]) -> datetime | None:
+    """The store's clock when it answered."""
+    try:
+        date = parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"])
+    except (KeyError, ValueError):
+        return None
+    return date if date.tzinfo is not None else date.replace(tzinfo=UTC)
+
+
+def _age(answer: dict[str, Any]) -> float | None:
+    """Seconds between Last-Modified and Date, both by the store's clock and in whole seconds."""
+    now, written = _date(answer), answer.get("LastModified")
+    if now is None or not isinstance(written, datetime):
+        return None
+    return max(0.0, (now - written).total_seconds())
