@@ -36,9 +36,7 @@ from wsfs.store.keys import check_key, check_prefix, check_range, is_key
 STALE_TEMP_SECONDS = 86_400.0
 _READ_SIZE = 1 << 20
 _ETAG_CACHE_ENTRIES = 4096
-_ETAG_CACHE_MIN_SIZE = (
-    64 << 10
-)  # smaller objects are hashed at each read: HEAD must never be answered from a cache
+_ETAG_CACHE_MIN_SIZE = 64 << 10  # smaller objects are hashed at each read: HEAD must never be answered from a cache
 _ETAG_CACHE_MIN_AGE_NS = 2_000_000_000
 _NO_HARD_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
 
@@ -160,9 +158,7 @@ class DirectoryStore:
                 raise
             with self._locked(fcntl.LOCK_EX):
                 if os.path.lexists(path):
-                    raise PreconditionFailedError(
-                        f"{self.url}: cannot create {key}: it exists already"
-                    ) from exc
+                    raise PreconditionFailedError(f"{self.url}: cannot create {key}: it exists already") from exc
                 os.rename(temp, path)
 
     def _replace_if(self, key: str, path: str, temp: str, if_match: str, *, refuse_existing: bool) -> None:
@@ -171,17 +167,13 @@ class DirectoryStore:
             try:
                 fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
             except FileNotFoundError as exc:
-                raise PreconditionFailedError(
-                    f"{self.url}: cannot replace {key}: there is no such object"
-                ) from exc
+                raise PreconditionFailedError(f"{self.url}: cannot replace {key}: there is no such object") from exc
             try:
                 current = _etag_of_file(fd)
             finally:
                 os.close(fd)
             if current != if_match or refuse_existing:
-                raise PreconditionFailedError(
-                    f"{self.url}: cannot replace {key}: it is not version {if_match}"
-                )
+                raise PreconditionFailedError(f"{self.url}: cannot replace {key}: it is not version {if_match}")
             os.rename(temp, path)
 
     @contextmanager
@@ -267,10 +259,7 @@ class DirectoryStore:
                 self._etags.move_to_end(identity)
                 return known
         etag = _etag_of_file(fd)
-        if (
-            info.st_size >= _ETAG_CACHE_MIN_SIZE
-            and time.time_ns() - info.st_ctime_ns > _ETAG_CACHE_MIN_AGE_NS
-        ):
+        if info.st_size >= _ETAG_CACHE_MIN_SIZE and time.time_ns() - info.st_ctime_ns > _ETAG_CACHE_MIN_AGE_NS:
             with self._mutex:
                 self._etags[identity] = etag
                 if len(self._etags) > _ETAG_CACHE_ENTRIES:
@@ -299,9 +288,7 @@ class DirectoryStore:
             if exc.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise StoreFullError(f"{what}: {why}; free space on that disk or raise the quota") from exc
             if exc.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-                raise AccessDeniedError(
-                    f"{what}: {why}; give this user write access to the directory"
-                ) from exc
+                raise AccessDeniedError(f"{what}: {why}; give this user write access to the directory") from exc
             if exc.errno in (
                 errno.ENOTDIR,
                 errno.EISDIR,

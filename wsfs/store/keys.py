@@ -47,7 +47,5 @@ def check_range(start: int | None, length: int | None) -> tuple[int, int | None]
         return None
     first = start or 0
     if first < 0 or (length is not None and length < 0):
-        raise StoreError(
-            f"a range of an object cannot start at {start} with length {length}: neither may be negative"
-        )
+        raise StoreError(f"a range of an object cannot start at {start} with length {length}: neither may be negative")
     return first, length

@@ -73,9 +73,7 @@ class MemoryStore:
             if if_none_match and old is not None:
                 raise PreconditionFailedError(f"{self.url}: cannot create {key}: it exists already")
             if if_match is not None and (old is None or old.etag != if_match):
-                raise PreconditionFailedError(
-                    f"{self.url}: cannot replace {key}: it is not version {if_match}"
-                )
+                raise PreconditionFailedError(f"{self.url}: cannot replace {key}: it is not version {if_match}")
             self._bucket.objects[key] = new
         return new.etag
 

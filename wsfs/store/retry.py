@@ -82,9 +82,7 @@ class Backoff:
         if self._tries >= policy.attempts or spent + delay > policy.deadline:
             if self._tries == 1:
                 raise error
-            raise TransientStoreError(
-                f"{error} (gave up after {self._tries} tries in {spent:.0f} s)"
-            ) from error
+            raise TransientStoreError(f"{error} (gave up after {self._tries} tries in {spent:.0f} s)") from error
         policy.sleep(delay)
 
 
@@ -106,9 +104,7 @@ class RetryPolicy:
     sleep: Callable[[float], object]
     rng: random.Random
 
-    def call(
-        self, function: Callable[[], T], on_retry: Callable[[TransientStoreError], None] | None = None
-    ) -> T:
+    def call(self, function: Callable[[], T], on_retry: Callable[[TransientStoreError], None] | None = None) -> T:
         """`function()`, called again after TransientStoreError. Raises what it raises in the end."""
         backoff = Backoff(self)
         while True:

@@ -138,9 +138,7 @@ class S3Store:
         if if_none_match:
             conditions["IfNoneMatch"] = "*"
         with self._mapped("put", key, conditional=bool(conditions)):
-            answer = self._client().put_object(
-                Bucket=self._bucket, Key=self._prefix + key, Body=data, **conditions
-            )
+            answer = self._client().put_object(Bucket=self._bucket, Key=self._prefix + key, Body=data, **conditions)
             return self._etag(answer, "put", key)
 
     def delete(self, key: str) -> None:
@@ -184,9 +182,7 @@ class S3Store:
         match = _CONTENT_RANGE.fullmatch(content_range)
         sent = (int(match[1]), int(match[2]) - int(match[1]) + 1) if match else None
         if sent != (first, len(data)) or (count is not None and len(data) > count):
-            raise TransientStoreError(
-                f"{self.url}: cannot get {key}: the store sent another range than was asked for"
-            )
+            raise TransientStoreError(f"{self.url}: cannot get {key}: the store sent another range than was asked for")
         return data
 
     def _head(self, key: str, where: dict[str, str]) -> Blob:
@@ -210,8 +206,7 @@ class S3Store:
         etag = str(answer.get("ETag", "")).removeprefix("W/").strip('"')
         if not etag:
             raise TransientStoreError(
-                f"{self.url}: cannot {operation} {key}: the answer carries no ETag; check for proxies on the "
-                f"way"
+                f"{self.url}: cannot {operation} {key}: the answer carries no ETag; check for proxies on the way"
             )
         return etag
 
@@ -253,9 +248,7 @@ class S3Store:
                 f"AWS profile"
             ) from exc
         except ValueError as exc:  # how the SDK answers an endpoint or a bucket name that it cannot use
-            raise StoreError(
-                f"{call.what}: the SDK cannot use this endpoint or bucket name; check both"
-            ) from exc
+            raise StoreError(f"{call.what}: the SDK cannot use this endpoint or bucket name; check both") from exc
 
 
 def _check_endpoint(endpoint_url: str | None) -> None:
@@ -264,9 +257,7 @@ def _check_endpoint(endpoint_url: str | None) -> None:
         return
     parts = urlsplit(endpoint_url)
     if "@" in parts.netloc:
-        raise UsageError(
-            "the endpoint URL must not contain credentials: set AWS_ACCESS_KEY_ID or use a profile"
-        )
+        raise UsageError("the endpoint URL must not contain credentials: set AWS_ACCESS_KEY_ID or use a profile")
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
         raise UsageError(f"the endpoint {endpoint_url!r} is not a URL like https://s3.example.org")
 

@@ -37,9 +37,7 @@ class Call:
         return f"{self.url}: cannot {self.operation} {self.key}".rstrip()
 
 
-_FULL = frozenset(
-    {"QuotaExceeded", "InsufficientStorage", "InsufficientCapacity", "XMinioStorageFull", "StorageFull"}
-)
+_FULL = frozenset({"QuotaExceeded", "InsufficientStorage", "InsufficientCapacity", "XMinioStorageFull", "StorageFull"})
 _TRANSIENT = frozenset(
     {
         "BadDigest",  # the body was damaged on its way
@@ -67,9 +65,7 @@ _KEY_EXPIRED = frozenset(
     {"ExpiredToken", "InvalidToken", "TokenRefreshRequired", "RequestExpired", "ExpiredTokenException"}
 )
 _CLOCK_WRONG = frozenset({"RequestTimeTooSkewed"})
-_DENIED = frozenset(
-    {"AccessDenied", "AllAccessDisabled", "AccountProblem", "NotSignedUp", "InvalidObjectState"}
-)
+_DENIED = frozenset({"AccessDenied", "AllAccessDisabled", "AccountProblem", "NotSignedUp", "InvalidObjectState"})
 _ELSEWHERE = frozenset(
     {
         "AuthorizationHeaderMalformed",
@@ -108,8 +104,7 @@ def error_for(call: Call, status: int, code: str) -> StoreError:
         return NotFoundError(f"{call.url}: there is no object {call.key}")
     if code in _ELSEWHERE or status in (301, 302, 307, 308):
         return StoreError(
-            f"{why}: bucket {call.bucket} lies in another region; set AWS_DEFAULT_REGION or the endpoint to "
-            f"it"
+            f"{why}: bucket {call.bucket} lies in another region; set AWS_DEFAULT_REGION or the endpoint to it"
         )
     if denied := _denied(code, status):
         return AccessDeniedError(f"{why}; {denied.format(bucket=call.bucket)}")

@@ -25,9 +25,7 @@ def open_store(url: str, *, endpoint_url: str | None = None, addressing_style: s
     Raises UsageError if the URL is malformed; no message repeats a URL that contains credentials.
     """
     if any(ord(char) <= 0x20 or ord(char) == 0x7F for char in url):
-        raise UsageError(
-            "the store URL contains a space or a control character: write it as %20 in file:// URLs"
-        )
+        raise UsageError("the store URL contains a space or a control character: write it as %20 in file:// URLs")
     scheme = url.partition("://")[0] if "://" in url else ""
     match scheme:
         case "s3":
@@ -45,12 +43,8 @@ def open_store(url: str, *, endpoint_url: str | None = None, addressing_style: s
             with _memory_lock:
                 return MemoryStore(url, _memory_buckets.setdefault(url, MemoryBucket()))
     if not scheme:
-        raise UsageError(
-            f"the store URL {_hidden(url)} has no scheme: it must begin with s3://, file:// or memory://"
-        )
-    raise UsageError(
-        f"the store URL's scheme {scheme}:// is none of those that wsfs knows: s3://, file://, memory://"
-    )
+        raise UsageError(f"the store URL {_hidden(url)} has no scheme: it must begin with s3://, file:// or memory://")
+    raise UsageError(f"the store URL's scheme {scheme}:// is none of those that wsfs knows: s3://, file://, memory://")
 
 
 def parse_s3_url(url: str) -> tuple[str, str]:
@@ -87,8 +81,7 @@ def parse_file_url(url: str) -> str:
         raise UsageError("a file:// URL has no query and no fragment: write ? as %3F and # as %23")
     if parts.netloc not in ("", "localhost") or not parts.path.startswith("/"):
         raise UsageError(
-            f"the store URL {_hidden(url)} needs an absolute path: write file:///directory, with three "
-            f"slashes"
+            f"the store URL {_hidden(url)} needs an absolute path: write file:///directory, with three slashes"
         )
     path = unquote(parts.path)
     if not path.strip("/") or "\0" in path:
