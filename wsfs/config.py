@@ -209,9 +209,7 @@ def parse_mount_options(text: str, *, sloppy: bool = False) -> dict[str, Any]:
         elif name in OPTIONS:
             found[name] = _value(name, value)
         elif name == "remount":
-            raise UsageError(
-                "wsfs cannot change a mount in place: unmount it and mount it again with the new options"
-            )
+            raise UsageError("wsfs cannot change a mount in place: unmount it and mount it again with the new options")
         elif not (name in IGNORED_OPTIONS or _ignored_with_value(name) or sloppy):
             raise UsageError(f"unknown mount option {name!r}{_similar(name)}")
     if kernel:
@@ -313,9 +311,6 @@ def default_cache_dir(
     if root:
         base = Path("/var/cache/wsfs")
     else:
-        base = (
-            Path(environ.get("XDG_CACHE_HOME") or Path(environ.get("HOME") or Path.home()) / ".cache")
-            / "wsfs"
-        )
+        base = Path(environ.get("XDG_CACHE_HOME") or Path(environ.get("HOME") or Path.home()) / ".cache") / "wsfs"
     identity = f"{url.rstrip('/')}\n{endpoint_url or ''}".encode()
     return base / hashlib.blake2b(identity, digest_size=8).hexdigest()

@@ -69,9 +69,7 @@ def socket_path(mountpoint: str | os.PathLike[str], uid: int | None = None) -> P
         if not stat.S_ISDIR(found.st_mode) or found.st_uid not in owners:
             raise MountError(f"{directory} is not a directory of yours: remove it, or set WSFS_RUNTIME_DIR")
         if found.st_mode & 0o022:
-            raise MountError(
-                f"{directory} can be written to by others: chmod 700 it, or set WSFS_RUNTIME_DIR"
-            )
+            raise MountError(f"{directory} can be written to by others: chmod 700 it, or set WSFS_RUNTIME_DIR")
     name = hashlib.blake2b(os.fsencode(os.path.realpath(mountpoint)), digest_size=8).hexdigest()
     return directory / f"{name}.sock"
 
@@ -161,7 +159,7 @@ async def serve(path: Path, handler: Handler, *, task_status: trio.TaskStatus[No
 
 
 def _listen(path: Path) -> socket.socket:
-    if _somebody_listens(path):
+    if daemon_pid(path) is not None:
         raise MountError(f"another daemon already serves this mount point (control socket {path})")
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     fresh = path.with_name(f"{path.name}.{os.getpid()}")
@@ -224,9 +222,7 @@ async def _respond(connection: trio.socket.SocketType, handler: Handler) -> dict
         error = as_wsfs_error(exc)
         if error is None:
             log.exception("control request failed")
-            error = WsfsError(
-                f"internal error: {type(exc).__name__}: {exc}; the daemon's log has the details"
-            )
+            error = WsfsError(f"internal error: {type(exc).__name__}: {exc}; the daemon's log has the details")
         return _failure(error)
 
 
@@ -279,9 +275,7 @@ def request(path: Path, message: dict[str, Any], timeout: float | None = None) -
             while chunk := connection.recv(64 * 1024):
                 answer += chunk
         except TimeoutError:
-            raise WsfsError(
-                f"the daemon did not answer within {timeout:g} s: is its store reachable?"
-            ) from None
+            raise WsfsError(f"the daemon did not answer within {timeout:g} s: is its store reachable?") from None
         except OSError as exc:
             raise WsfsError(f"the daemon hung up: {exc.strerror}; its log says why") from exc
     try:
@@ -296,16 +290,14 @@ def request(path: Path, message: dict[str, Any], timeout: float | None = None) -
 
 
 def daemon_pid(path: Path) -> int | None:
-    """The pid of the daemon that listens at `path`, from the kernel, or None."""
+    """The pid of the daemon that listens at `path`, from the kernel; None if none does. Raises if we may not
+    ask.
+    """
     try:
         with _connect(path, REQUEST_TIMEOUT) as connection:
             return peer_credentials(connection)[0]
-    except WsfsError:
+    except NotMountedError:
         return None
-
-
-def _somebody_listens(path: Path) -> bool:
-    return daemon_pid(path) is not None
 
 
 def _connect(path: Path, timeout: float | None) -> socket.socket:
@@ -317,6 +309,9 @@ def _connect(path: Path, timeout: float | None) -> socket.socket:
     except (FileNotFoundError, ConnectionRefusedError):
         connection.close()
         raise NotMountedError("no wsfs daemon is running for this mount point") from None
+    except PermissionError:
+        connection.close()
+        raise UsageError("only root and the user who mounted this workspace may do this: try sudo") from None
     except OSError as exc:
         connection.close()
         raise WsfsError(f"the daemon cannot be reached: {exc.strerror or exc}") from exc

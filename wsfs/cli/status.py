@@ -1,0 +1,107 @@
+"""`wsfs status`: how a mount is, how a workspace was left, or all mounts of this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import click
+
+from wsfs.cli import daemon, mounts
+from wsfs.cli.output import duration, files, json_option, print_json, size
+from wsfs.cli.store import opened, store_options
+
+GOOD_STATES = ("STARTING", "RUNNING", "STOPPING", "STOPPED")
+
+
+@click.command()
+@click.argument("where", metavar="[MOUNTPOINT|URL]", required=False)
+@click.option("--check", is_flag=True, help="Exit with 1 unless every state shown is RUNNING.")
+@store_options
+@json_option
+def status(where: str | None, check: bool, as_json: bool, **options: Any) -> int:
+    """Show the state of a mount, of a workspace in its store, or of all mounts on this machine.
+
+    \b
+    STARTING RUNNING STOPPING   a daemon is at work
+    STOPPED                     everything is in the store
+    SYNC_FAILED                 stopped, but some changes are only in the cache directory
+    ERROR                       refused or died; the reason is shown
+
+    The exit code is 0 whenever the question could be answered; --check makes it depend on the answer.
+
+    \b
+    Examples:
+      wsfs status
+      wsfs status /workspace --json
+      wsfs status s3://bucket/ada       asks the store, from any machine
+    """
+    if where is None:
+        found = [daemon.status(mount.mountpoint) for mount in mounts.all_mounts() if mount.is_wsfs]
+    elif "://" in where:
+        found = [from_store(where, options)]
+    else:
+        found = [daemon.status(where)]
+    if as_json:
+        print_json(found if where is None else found[0])
+    elif not found:
+        click.echo("No workspace is mounted on this machine. Mount one: wsfs mount URL MOUNTPOINT")
+    else:
+        click.echo("\n\n".join(describe(one) for one in found))
+    return int(check and (not found or any(one["state"] != "RUNNING" for one in found)))
+
+
+def from_store(url: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The state of the workspace at `url` as its store has it, with the field names of a mount's status."""
+    with opened(url, options) as store:
+        from wsfs.repo.head import read_head
+        from wsfs.store.retry import RetryingStore
+
+        version = read_head(RetryingStore(store, deadline=20.0))
+    head = version.head
+    holder = head.holder
+    return {
+        "url": url,
+        "state": str(head.state),
+        "reason": head.reason,
+        "epoch": head.epoch,
+        "seq": head.seq,
+        "host": holder.host if holder else None,
+        "pid": holder.pid if holder else None,
+        "since": holder.since if holder else None,
+        "last_save": head.saved_at,
+        "head_age": version.age,
+        "files": head.files,
+        "bytes": head.bytes,
+    }
+
+
+def describe(one: Mapping[str, Any]) -> str:
+    """A status for people: the name and state, then a line for each thing that is known."""
+    state = str(one["state"])
+    shown = click.style(state, fg="green" if state in GOOD_STATES else "red", bold=True)
+    lines = [f"{one.get('mountpoint') or one.get('url')}  {shown}"]
+    lines += [f"  {name:<10} {text}" for name, text in _lines(one) if text]
+    return "\n".join(lines)
+
+
+def _lines(one: Mapping[str, Any]) -> list[tuple[str, str]]:
+    lines = [("reason", str(one.get("reason") or ""))]
+    if one.get("mountpoint"):
+        lines.append(("workspace", str(one.get("url") or "")))
+    if one.get("unsaved_files") is not None:
+        unsaved = f"{files(one['unsaved_files'])}, {size(one.get('unsaved_bytes') or 0)}"
+        lines.append(("unsaved", unsaved if one["unsaved_files"] or one.get("unsaved_bytes") else "nothing"))
+    if one.get("last_save"):
+        age = one.get("last_save_age")
+        lines.append(("last save", f"{one['last_save']}" + (f", {duration(age)} ago" if age is not None else "")))
+    if one.get("files") is not None:
+        lines.append(("contents", f"{files(one['files'])}, {size(one.get('bytes') or 0)}"))
+    if one.get("cache_dir"):
+        limit = one.get("cache_limit")
+        used = f" ({size(one['cache_used'])}" if one.get("cache_used") is not None else ""
+        used += (f" of {size(limit)})" if limit else ")") if used else ""
+        lines.append(("cache", f"{one['cache_dir']}{used}"))
+    if one.get("host"):
+        lines.append(("held by", f"{one['host']}, process {one.get('pid')}"))
+    return lines

@@ -1,0 +1,52 @@
+"""`wsfs umount` and `wsfs sync`: everything is in the store when they return 0."""
+
+from __future__ import annotations
+
+import click
+
+from wsfs.cli import daemon
+from wsfs.cli.output import json_option, print_json, saved
+
+
+@click.command()
+@click.argument("mountpoint", type=click.Path())
+@json_option
+def umount(mountpoint: str, as_json: bool) -> None:
+    """Save everything, unmount MOUNTPOINT and end its daemon.
+
+    Returns 0 only when all is durable in the store. Otherwise it says why, the mount stays and nothing is
+    lost: make the store reachable or end the programs that use the mount, and try again.
+
+    \b
+    Examples:
+      wsfs umount /workspace
+      umount /workspace          does the same, once 'wsfs install-helpers' has run
+
+    \b
+    Exit codes: 41 the mount is in use, 42 nothing is mounted there, 50 not everything could be saved.
+    """
+    answer = daemon.stop(mountpoint)
+    if as_json:
+        print_json(answer)
+    else:
+        click.echo(saved(answer))
+
+
+@click.command()
+@click.argument("mountpoint", type=click.Path())
+@json_option
+def sync(mountpoint: str, as_json: bool) -> None:
+    """Save everything now and return when it is durable in the store; the mount goes on.
+
+    What programs write meanwhile is saved by the next sync, the next background save, or the stop.
+
+    \b
+    Examples:
+      wsfs sync /workspace
+      wsfs sync /workspace --json
+    """
+    answer = daemon.sync(mountpoint)
+    if as_json:
+        print_json(answer)
+    else:
+        click.echo(saved(answer))
