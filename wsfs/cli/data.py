@@ -15,7 +15,7 @@ from wsfs.errors import MountError, UsageError
 OPTIONS = "nosuid,nodev,mode=1777"
 
 
-@click.command()
+@click.command(short_help="Mount a plain tmpfs for what may be lost.")
 @click.argument("mountpoint", type=click.Path())
 @click.option("--size", default="50%", show_default=True, help="Its limit: a share of memory, or bytes as in 8G.")
 def data(mountpoint: str, size: str) -> None:

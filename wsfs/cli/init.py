@@ -13,7 +13,7 @@ from wsfs.cli.store import opened, store_options
 from wsfs.errors import UsageError
 
 
-@click.command()
+@click.command(short_help="Make a workspace in a store.")
 @click.argument("url")
 @click.option("--framework", metavar="NAME", help="Note what the workspace is for, such as jupyter.")
 @click.option("--label", "labels", metavar="K=V", multiple=True, help="Note something else; may be repeated.")

@@ -23,7 +23,7 @@ HELPERS = {
 SIGNATURE = "# Made by 'wsfs install-helpers'; 'wsfs install-helpers --remove' takes it away."
 
 
-@click.command("install-helpers")
+@click.command("install-helpers", short_help="Let mount(8) and umount(8) find wsfs.")
 @click.option("--prefix", metavar="DIR", default="/", type=click.Path(file_okay=False), help="Root of an image.")
 @click.option("--python", metavar="PATH", help="The interpreter as it is called in that image. Default: this one.")
 @click.option("--remove", is_flag=True, help="Take the helpers away again.")

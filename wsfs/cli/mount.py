@@ -21,7 +21,7 @@ from wsfs.notify import Notifier
 log = logging.getLogger(__name__)
 
 
-@click.command()
+@click.command(short_help="Mount a workspace on a directory.")
 @click.argument("url")
 @click.argument("mountpoint", type=click.Path())
 @click.option("-o", "options", metavar="OPT[,OPT...]", multiple=True, help="Mount options, as for mount(8).")
@@ -49,24 +49,28 @@ def mount(
     another host is refused, with an exit code for each; 'wsfs status MOUNTPOINT' then shows ERROR and the
     reason.
 
-    \b Options for -o, beside the generic ones such as ro, nosuid, nodev, noexec, noatime, allow_other, uid=,
-    gid=, umask=:
-      endpoint_url=URL      the S3 server              save_interval=30   seconds between background saves
-      addressing_style=path bucket in the path         cache_dir=DIR      where the local copy lives
-      cache_size=10G        limit of the local copy    stop_deadline=TIME give up a stop after so long
-      xattr                 extended attributes (slower small writes)
-      takeover              shut out the host that has it mounted
+    Options for -o, beside the generic ones such as ro, nosuid, nodev, noexec, noatime, allow_other, uid=, gid=,
+    umask= and what only mount(8) and systemd read:
 
-    Each but takeover may come from the environment as well: WSFS_ENDPOINT_URL, WSFS_CACHE_DIR, ... Flags win
-    over -o,
-    -o wins over the environment.
+    \b
+      cache_dir=DIR          where the local copy lives
+      cache_size=10G         its limit
+      save_interval=30       seconds between background saves; 0: only at sync and stop
+      stop_deadline=TIME     give up a stop after so long; the rest stays in the cache
+      endpoint_url=URL       the S3 server, if it is not AWS
+      addressing_style=path  the bucket's name in the path; virtual: in the host name
+      xattr                  extended attributes, at the price of slower small writes
+      takeover               shut out the host that has the workspace mounted
+
+    Each of these but takeover may be set in the environment: WSFS_CACHE_DIR, WSFS_CACHE_SIZE, ... Flags win over -o,
+    and -o wins over the environment.
 
     \b
     Examples:
       wsfs mount s3://bucket/ada /workspace
       wsfs mount file:///srv/ada /workspace -o allow_other,cache_size=20G
       wsfs mount s3://bucket/ada /workspace --foreground
-      mount -t wsfs s3://bucket/ada /workspace -o ro       after 'wsfs install-helpers'
+      mount -t wsfs s3://bucket/ada /workspace -o ro    once 'wsfs install-helpers' has run
     """
     given = {name: value or None for name, value in flags.items()}  # a flag that is absent says nothing
     given["cache_dir"] = Path(cache_dir).absolute() if cache_dir else None
@@ -125,7 +129,7 @@ def run_foreground(settings: MountSettings, reporter: background.Reporter) -> No
         run(settings, ready)
     except BaseException as exc:
         error = control.as_wsfs_error(exc)
-        reason = control.sentence(error) if error is not None else f"{type(exc).__name__}: {exc}"
+        reason = control.sentence(error) if error is not None else f"internal error: {type(exc).__name__}: {exc}"
         code = error.exit_code if error is not None else 1
         state = "SYNC_FAILED" if isinstance(error, SyncFailedError) else "ERROR"
         if mounts.find_wsfs(where) is None or mounts.is_dead(where):  # else there is a living mount to speak for

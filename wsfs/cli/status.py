@@ -14,7 +14,7 @@ from wsfs.cli.store import opened, store_options
 GOOD_STATES = ("STARTING", "RUNNING", "STOPPING", "STOPPED")
 
 
-@click.command()
+@click.command(short_help="Show how a mount, a workspace or all are.")
 @click.argument("where", metavar="[MOUNTPOINT|URL]", required=False)
 @click.option("--check", is_flag=True, help="Exit with 1 unless every state shown is RUNNING.")
 @store_options

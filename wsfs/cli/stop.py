@@ -8,7 +8,7 @@ from wsfs.cli import daemon
 from wsfs.cli.output import json_option, print_json, saved
 
 
-@click.command()
+@click.command(short_help="Save everything, unmount, end the daemon.")
 @click.argument("mountpoint", type=click.Path())
 @json_option
 def umount(mountpoint: str, as_json: bool) -> None:
@@ -32,7 +32,7 @@ def umount(mountpoint: str, as_json: bool) -> None:
         click.echo(saved(answer))
 
 
-@click.command()
+@click.command(short_help="Save everything now.")
 @click.argument("mountpoint", type=click.Path())
 @json_option
 def sync(mountpoint: str, as_json: bool) -> None:
