@@ -59,7 +59,7 @@ def check_conditional_writes(store: Store, *, thorough: bool = False) -> None:
     versions = _versions(store)
     if not thorough:
         try:
-            _check_refusals(store, _NO_SUCH_ETAG)
+            _check_refusals(store, _NO_SUCH_ETAG, adopt=True)
         except UnsafeStoreError:
             # A store that ignores bare ETags and enforces quoted ones has just overwritten the probe that
             # said so. It passed at init, so it gets the same chance again.
@@ -83,13 +83,15 @@ def check_conditional_writes(store: Store, *, thorough: bool = False) -> None:
     raise failures[0]
 
 
-def _check_refusals(store: Store, wrong: str) -> None:
-    """Raise UnsafeStoreError if the store accepts If-Match `wrong`, or If-None-Match where an object is."""
-    for _ in range(2):  # a second time if the first adopted another etag style
-        before = _style(store)
-        created, replaced = _try_forbidden(store, wrong)
-        if _style(store) == before:
-            break
+def _check_refusals(store: Store, wrong: str, *, adopt: bool = False) -> None:
+    """Raise UnsafeStoreError if the store accepts If-Match `wrong`, or If-None-Match where an object is.
+
+    With `adopt`, use the etag style that the probe names, if it differs, and try in that.
+    """
+    created, replaced, probe = _try_forbidden(store, wrong)
+    if adopt and _adopt_style(store, probe()):
+        # Only once: a store that ignored the first style has let us overwrite the probe in it.
+        created, replaced, _ = _try_forbidden(store, wrong)
     if replaced():
         raise _unsafe(store, "an If-Match that names no version of the object")
     # One success may mean that the probe was missing. It exists since then: a second one has no excuse.
@@ -97,11 +99,13 @@ def _check_refusals(store: Store, wrong: str) -> None:
         raise _unsafe(store, "If-None-Match: * on an object that exists")
 
 
-def _try_forbidden(store: Store, wrong: str) -> tuple[Callable[[], bool], Callable[[], bool]]:
-    """Make both writes at once, and adopt the etag style that the probe names.
+def _try_forbidden(
+    store: Store, wrong: str
+) -> tuple[Callable[[], bool], Callable[[], bool], Callable[[], Blob | None]]:
+    """Make both writes, and read the probe, at once.
 
-    Whether If-None-Match succeeded, and whether If-Match did, each as a call that raises what the write
-    raised: in the wrong etag style that is of no interest.
+    Whether If-None-Match succeeded, whether If-Match did, and the probe, each as a call that raises what the
+    request raised: in the wrong etag style that is of no interest.
     """
     content = _content(store)
     policy = _policy(store)
@@ -109,8 +113,7 @@ def _try_forbidden(store: Store, wrong: str) -> tuple[Callable[[], bool], Callab
         probe = pool.submit(policy.call, lambda: _read(store))
         create = pool.submit(policy.call, lambda: _succeeds(store, content, if_none_match=True))
         replace = pool.submit(policy.call, lambda: _succeeds(store, content, if_match=wrong))
-    _adopt_style(store, probe.result())
-    return create.result, replace.result
+    return create.result, replace.result, probe.result
 
 
 def _swap(store: Store) -> str:
@@ -184,18 +187,19 @@ def _style(store: Store) -> str:
     return "bare" if versions is None else versions.etag_style
 
 
-def _adopt_style(store: Store, probe: Blob | None) -> None:
-    """Use the etag style that the probe names, if it is readable: it is only a memo."""
+def _adopt_style(store: Store, probe: Blob | None) -> bool:
+    """Use the etag style that the probe names, if it is readable: it is only a memo. Whether that is another."""
     versions = _versions(store)
     if versions is None or probe is None:
-        return
+        return False
     try:
-        record = json.loads(probe.data)
-        style = record["etag_style"]
+        style = json.loads(probe.data)["etag_style"]
     except (ValueError, TypeError, KeyError):
-        return
-    if style in ("bare", "quoted"):
-        versions.etag_style = style
+        return False
+    if style not in _STYLES or style == versions.etag_style:
+        return False
+    versions.etag_style = style
+    return True
 
 
 def _policy(store: Store) -> RetryPolicy:
