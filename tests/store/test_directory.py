@@ -263,6 +263,9 @@ def test_a_pack_is_hashed_once_for_many_ranges(tmp_path: Path, monkeypatch: pyte
     for start_ in range(0, 1000, 100):
         assert store.get("pack", start_, 100).etag == etag
     assert read == [100] * 10
+    with (tmp_path / "pack").open("r+b") as file:  # the same inode and size, as when an inode is used again
+        file.write(b"changed")
+    assert store.get("pack", 0, 10).etag != etag
     changed = store.put("pack", data[::-1])
     assert store.get("pack", 0, 10).etag == changed
 

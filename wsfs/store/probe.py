@@ -134,14 +134,13 @@ def _swap(store: Store) -> str:
                     f"told apart; use a store that implements conditional writes"
                 )
             return before.etag
-        if after.data == content:  # a repeated request lost against its first try, which had succeeded
-            return before.etag
         if after.etag == before.etag:
             raise UnsafeStoreError(
                 f"{store.url}: the store refuses If-Match even with the right ETag, so nothing could ever be "
                 f"committed; use a store that implements conditional writes"
             )
-        before = after  # somebody else probes this URL at the same time
+        # Somebody else probes this URL too, or our request was repeated and lost against its own first try.
+        before = after
     raise StoreError(f"{store.url}: the object {PROBE_KEY} keeps changing; find the other program that writes it")
 
 
