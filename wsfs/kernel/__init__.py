@@ -1,1 +1,1 @@
-"""See docs/ARCHITECTURE.md."""
+"""L7: the FUSE side. See docs/ARCHITECTURE.md."""

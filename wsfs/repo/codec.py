@@ -17,7 +17,7 @@ import struct
 from typing import Final
 
 from wsfs.errors import FormatError
-from wsfs.model import LOCAL, Block, Dirent, FrameLoc, Ino, Inline, Inode, Local, Packed
+from wsfs.model import LOCAL, Block, Dirent, FrameLoc, Inline, Ino, Inode, Local, Packed
 
 ATTR: Final = b"a"
 BLOCK: Final = b"b"
@@ -105,7 +105,20 @@ def encode_inode(i: Inode) -> bytes:
     msec, mnsec = divmod(i.mtime_ns, _SECOND)
     csec, cnsec = divmod(i.ctime_ns, _SECOND)
     return _INODE.pack(
-        _INODE_VERSION, i.mode, i.uid, i.gid, i.nlink, i.rdev, i.size, i.parent, asec, ansec, msec, mnsec, csec, cnsec
+        _INODE_VERSION,
+        i.mode,
+        i.uid,
+        i.gid,
+        i.nlink,
+        i.rdev,
+        i.size,
+        i.parent,
+        asec,
+        ansec,
+        msec,
+        mnsec,
+        csec,
+        cnsec,
     )
 
 

@@ -55,7 +55,7 @@ def load_json(data: bytes, what: str) -> dict[str, Any]:
     return value
 
 
-def field(value: dict[str, Any], name: str, kind: type, what: str) -> Any:
+def field(value: dict[str, Any], name: str, kind: type[Any], what: str) -> Any:
     """`value[name]`, which must be a `kind` (and not a bool where an int is asked for)."""
     found = value.get(name)
     if not isinstance(found, kind) or (kind is int and (isinstance(found, bool) or found < 0)):

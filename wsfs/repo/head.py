@@ -85,7 +85,12 @@ def encode_head(head: Head) -> bytes:
             "reason": head.reason[:500],
             "holder": None
             if holder is None
-            else {"host": holder.host[:255], "pid": holder.pid, "boot_id": holder.boot_id, "since": holder.since},
+            else {
+                "host": holder.host[:255],
+                "pid": holder.pid,
+                "boot_id": holder.boot_id,
+                "since": holder.since,
+            },
             "saved_at": head.saved_at,
             "files": head.files,
             "bytes": head.bytes,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Final
 
 from wsfs.errors import FormatError
@@ -91,7 +92,7 @@ def decode_manifest(data: bytes) -> Manifest:
     if v.get("format") != 1:
         raise FormatError(f"{what} is of format {v.get('format')!r}: this wsfs reads format 1")
     base = tuple(_ref_in(r, what) for r in field(v, "base", list, what))
-    if any(a.start >= b.start for a, b in zip(base, base[1:], strict=False)) or (base and base[0].start):
+    if any(a.start >= b.start for a, b in pairwise(base)) or (base and base[0].start):
         raise FormatError(f"{what} lists its partitions out of order")
     return Manifest(
         workspace=field(v, "workspace", str, what),
@@ -129,5 +130,9 @@ def _ref_in(value: object, what: str) -> SegmentRef:
     if len(found) != DIGEST_SIZE:
         raise FormatError(f"{what} has a digest of the wrong length")
     return SegmentRef(
-        field(value, "key", str, what), field(value, "length", int, what), field(value, "rows", int, what), found, start
+        field(value, "key", str, what),
+        field(value, "length", int, what),
+        field(value, "rows", int, what),
+        found,
+        start,
     )

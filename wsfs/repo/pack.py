@@ -39,7 +39,7 @@ class TocEntry(NamedTuple):
     codec: int
     digest: bytes
     ino: int
-    index: int
+    block: int
 
 
 class Frame(NamedTuple):

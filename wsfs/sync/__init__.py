@@ -1,1 +1,1 @@
-"""See docs/ARCHITECTURE.md."""
+"""L6: to and from the bucket. See docs/ARCHITECTURE.md."""

@@ -1,1 +1,1 @@
-"""See docs/ARCHITECTURE.md."""
+"""L5: names and attributes. See docs/ARCHITECTURE.md."""

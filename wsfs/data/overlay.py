@@ -1,0 +1,304 @@
+"""File data that was written here: one sparse file an inode, each block at its own offset.
+
+The block rows say which blocks count; an overlay file may hold stale bytes elsewhere. While a commit is under way, the
+blocks that it has not read yet are frozen: whoever is about to change one keeps a copy of its old bytes first.
+
+Threads: the owner (the FUSE thread) calls everything but what says "any thread".
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import shutil
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final
+
+from wsfs.errors import CacheError, CacheFullError
+from wsfs.model import BLOCK_SIZE
+
+_OPEN_FILES: Final = 512
+_KEEP_SIZE_PUNCH_HOLE: Final = 0x03
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+
+
+class Overlay:
+    """Raises CacheFullError when the disk is full, CacheError when it fails; file contents stay as they were then."""
+
+    def __init__(self, directory: Path) -> None:
+        self._files = directory / "overlay"
+        self._copies = directory / "frozen"
+        # Copies serve a running commit only. One that a crash has ended is begun again from the overlay itself.
+        shutil.rmtree(self._copies, ignore_errors=True)
+        for path in (self._files, self._copies):
+            path.mkdir(mode=0o700, exist_ok=True)
+        for shard in range(256):
+            (self._files / f"{shard:02x}").mkdir(mode=0o700, exist_ok=True)
+        self._fds: OrderedDict[int, int] = OrderedDict()
+        self._lock = threading.Lock()
+        self.dirty: dict[int, set[int]] = {}
+        """The blocks that are LOCAL and not frozen, by inode."""
+        self._frozen: dict[int, set[int]] = {}
+        self._copied: dict[int, set[int]] = {}
+        self._dropped: set[int] = set()
+        self._committing = False
+
+    # --- reading and writing --------------------------------------------------------------------------------------
+
+    def read(self, ino: int, index: int, start: int, length: int) -> bytes:
+        """`length` bytes of a block from `start`; what was never written is zeros."""
+        fd = self._fd(ino)
+        if fd is None:
+            return bytes(length)
+        try:
+            data = os.pread(fd, length, index * BLOCK_SIZE + start)
+        except OSError as exc:
+            raise _disk_error(exc) from exc
+        return data if len(data) == length else data + bytes(length - len(data))
+
+    def write(self, ino: int, offset: int, data: bytes | memoryview) -> None:
+        """Write at a file offset. The blocks must have been marked and, where it matters, begun before."""
+        fd = self._fd(ino, create=True)
+        assert fd is not None
+        done = 0
+        try:
+            while done < len(data):
+                done += os.pwrite(fd, memoryview(data)[done:] if done else data, offset + done)
+        except OSError as exc:
+            raise _disk_error(exc) from exc
+
+    def begin(self, ino: int, index: int, content: bytes = b"") -> None:
+        """Let a block that was not in the overlay begin with `content` and zeros, whatever lay there before."""
+        fd = self._fd(ino, create=True)
+        assert fd is not None
+        start = index * BLOCK_SIZE
+        try:
+            if os.fstat(fd).st_size > start:
+                self._punch(fd, start, BLOCK_SIZE)
+            if content:
+                os.pwrite(fd, content, start)
+        except OSError as exc:
+            raise _disk_error(exc) from exc
+
+    def cut(self, ino: int, size: int) -> None:
+        """Make every byte from `size` on read as zero. The blocks concerned must have been preserved before."""
+        fd = self._fd(ino)
+        if fd is None:
+            return
+        try:
+            if os.fstat(fd).st_size > size:
+                os.ftruncate(fd, size)
+        except OSError as exc:
+            raise _disk_error(exc) from exc
+
+    def has(self, ino: int) -> bool:
+        """Whether there is an overlay file at all."""
+        return self._fd(ino) is not None
+
+    def drop(self, ino: int) -> None:
+        """Remove an inode's data; while a commit may still need it, as soon as that has ended."""
+        self.dirty.pop(ino, None)
+        if self._committing:
+            self._dropped.add(ino)
+            return
+        self._close(ino)
+        self._path(ino).unlink(missing_ok=True)
+
+    # --- commits --------------------------------------------------------------------------------------------------
+
+    def mark(self, ino: int, index: int) -> bool:
+        """Note that a block is about to be changed, and keep what a commit needs of it. True if it was clean before."""
+        blocks = self.dirty.get(ino)
+        if blocks is not None and index in blocks:
+            return False
+        self.preserve(ino, index)
+        if blocks is None:
+            self.dirty[ino] = {index}
+        else:
+            blocks.add(index)
+        return True
+
+    def unmark(self, ino: int, first: int) -> None:
+        """Blocks from `first` on are gone."""
+        blocks = self.dirty.get(ino)
+        if blocks is not None:
+            kept = {index for index in blocks if index < first}
+            if kept:
+                self.dirty[ino] = kept
+            else:
+                del self.dirty[ino]
+
+    def preserve(self, ino: int, index: int) -> None:
+        """Keep a copy of a frozen block's bytes, if the commit has not read them yet."""
+        if not self._frozen or index not in self._frozen.get(ino, ()):
+            return
+        with self._lock:
+            if index not in self._frozen.get(ino, ()):
+                return
+            try:
+                source = os.open(self._path(ino), os.O_RDONLY | os.O_CLOEXEC)
+                try:
+                    data = os.pread(source, BLOCK_SIZE, index * BLOCK_SIZE)
+                finally:
+                    os.close(source)
+                copy = os.open(self._copy_path(ino), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+                try:
+                    if os.pwrite(copy, data, index * BLOCK_SIZE) != len(data):
+                        raise CacheFullError("the cache disk is full: free some space, or wait until more is saved")
+                finally:
+                    os.close(copy)
+            except FileNotFoundError:
+                data = b""  # an empty overlay file: all zeros
+            except OSError as exc:
+                raise _disk_error(exc) from exc
+            self._frozen[ino].discard(index)
+            self._copied.setdefault(ino, set()).add(index)
+
+    def preserve_from(self, ino: int, first: int) -> None:
+        """`preserve` every frozen block from `first` on."""
+        for index in sorted(index for index in self._frozen.get(ino, ()) if index >= first):
+            self.preserve(ino, index)
+
+    def freeze(self) -> None:
+        """A commit begins: what is dirty now belongs to it."""
+        assert not self._committing
+        self._committing = True
+        self._frozen, self.dirty = self.dirty, {}
+
+    def capture(self, ino: int, index: int, length: int) -> bytes:
+        """Any thread: the bytes of a block as they were at `freeze`. Raises CacheError."""
+        with self._lock:
+            copied = index in self._copied.get(ino, ())
+            path = self._copy_path(ino) if copied else self._path(ino)
+            try:
+                fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            except FileNotFoundError:
+                data = b""
+            except OSError as exc:
+                raise _disk_error(exc) from exc
+            else:
+                try:
+                    data = os.pread(fd, length, index * BLOCK_SIZE)
+                except OSError as exc:
+                    raise _disk_error(exc) from exc
+                finally:
+                    os.close(fd)
+            if not copied:
+                blocks = self._frozen.get(ino)
+                if blocks is not None:
+                    blocks.discard(index)
+                # The copy is for a commit that is tried again: this one has what it needs.
+        return data if len(data) == length else data + bytes(length - len(data))
+
+    def thaw(self, still_dirty: Iterable[tuple[int, int]]) -> None:
+        """The commit has ended; after a failed one, `still_dirty` are the blocks that remain to be pushed."""
+        self._committing = False
+        self._frozen = {}
+        for ino in self._copied:
+            self._copy_path(ino).unlink(missing_ok=True)
+        self._copied = {}
+        dropped, self._dropped = self._dropped, set()
+        for ino in dropped:
+            self.drop(ino)
+        for ino, index in still_dirty:
+            if ino not in dropped:
+                self.dirty.setdefault(ino, set()).add(index)
+
+    # --- durability -----------------------------------------------------------------------------------------------
+
+    def sync(self, inodes: Iterable[int]) -> None:
+        """Any thread: the data of these inodes is on disk when this returns. Raises CacheError."""
+        shards = set()
+        for ino in inodes:
+            path = self._path(ino)
+            try:
+                fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            except FileNotFoundError:
+                continue
+            try:
+                os.fsync(fd)
+                shards.add(path.parent)
+            except OSError as exc:
+                raise _disk_error(exc) from exc
+            finally:
+                os.close(fd)
+        for shard in shards:
+            fd = os.open(shard, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+
+    def inodes(self) -> Iterable[int]:
+        """Every inode that has an overlay file."""
+        for shard in self._files.iterdir():
+            for path in shard.iterdir():
+                yield int(path.name, 16)
+
+    def usage(self) -> list[tuple[float, int, int]]:
+        """Any thread: last use, bytes on disk and inode of every overlay file."""
+        found = []
+        for shard in os.scandir(self._files):
+            for entry in os.scandir(shard.path):
+                try:
+                    status = entry.stat(follow_symlinks=False)
+                except FileNotFoundError:
+                    continue
+                found.append((max(status.st_atime, status.st_mtime), status.st_blocks * 512, int(entry.name, 16)))
+        return found
+
+    def is_frozen(self, ino: int) -> bool:
+        """Whether a running commit may still need this inode's data."""
+        return self._committing and (ino in self._frozen or ino in self._dropped)
+
+    def close(self) -> None:
+        for ino in list(self._fds):
+            self._close(ino)
+
+    def _path(self, ino: int) -> Path:
+        return self._files / f"{ino & 0xFF:02x}" / f"{ino:x}"
+
+    def _copy_path(self, ino: int) -> Path:
+        return self._copies / f"{ino:x}"
+
+    def _fd(self, ino: int, *, create: bool = False) -> int | None:
+        fd = self._fds.get(ino)
+        if fd is not None:
+            self._fds.move_to_end(ino)
+            return fd
+        try:
+            fd = os.open(self._path(ino), os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if create else 0), 0o600)
+        except FileNotFoundError:
+            return None
+        except OSError as exc:
+            raise _disk_error(exc) from exc
+        self._fds[ino] = fd
+        if len(self._fds) > _OPEN_FILES:
+            _, oldest = self._fds.popitem(last=False)
+            os.close(oldest)
+        return fd
+
+    def _close(self, ino: int) -> None:
+        fd = self._fds.pop(ino, None)
+        if fd is not None:
+            os.close(fd)
+
+    @staticmethod
+    def _punch(fd: int, offset: int, length: int) -> None:
+        if _libc.fallocate(fd, _KEEP_SIZE_PUNCH_HOLE, offset, length) == 0:
+            return
+        # Not every file system can: then write the zeros, up to the end of the file.
+        length = min(length, os.fstat(fd).st_size - offset)
+        if length > 0:
+            os.pwrite(fd, bytes(length), offset)
+
+
+def _disk_error(exc: OSError) -> CacheError:
+    if exc.errno in (errno.ENOSPC, errno.EDQUOT):
+        return CacheFullError("the cache disk is full: free some space, or wait until more is saved")
+    return CacheError(f"the cache disk failed: {exc.strerror}")

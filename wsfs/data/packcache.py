@@ -1,0 +1,137 @@
+"""Pieces of packs that were fetched: one sparse file a pack, with the pack's own bytes at the pack's own offsets.
+
+Nothing is recorded about what is there. A frame is read and checked against the digest in its block row: zeros, torn
+bytes after a power loss and bit rot all fail that check, and are fetched again. So the cache needs no index, no order of
+writes and no recovery.
+
+Packs are fetched in windows: a package's small files lie side by side, so one request warms all of them.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from wsfs.errors import CacheError, FormatError, NeedRemote
+from wsfs.model import FrameLoc, pack_key
+from wsfs.repo.pack import open_frame
+from wsfs.store.base import Store
+
+WINDOW: Final = 2 << 20
+_OPENED_BYTES: Final = 16 << 20
+
+
+class PackCache:
+    """At most `limit` bytes on disk (oldest packs go first), and 16 MiB of opened blocks in memory.
+
+    `read` belongs to the owner thread; `fetch` may run on any.
+    """
+
+    def __init__(self, directory: Path, store: Store, limit: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._directory = directory / "packs"
+        self._directory.mkdir(mode=0o700, exist_ok=True)
+        self._store = store
+        self._limit = limit
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._used: dict[str, float] = {}
+        self._size = 0
+        for path in self._directory.iterdir():
+            stat = path.stat()
+            self._used[path.name] = stat.st_atime - time.time()
+            self._size += stat.st_blocks * 512
+        self._fresh: set[tuple[str, int]] = set()
+        self._opened: OrderedDict[bytes, bytes] = OrderedDict()
+        self._opened_bytes = 0
+
+    @property
+    def size(self) -> int:
+        """Bytes on disk, about."""
+        return self._size
+
+    def read(self, loc: FrameLoc) -> bytes:
+        """The whole frame's bytes, verified. Raises NeedRemote when they are not here, FormatError when the store
+        itself has other bytes than were written."""
+        data = self._opened.get(loc.digest)
+        if data is not None:
+            self._opened.move_to_end(loc.digest)
+            return data
+        name = _name(loc)
+        stored = self._read_stored(name, loc)
+        if stored is not None:
+            try:
+                data = open_frame(stored, loc)
+            except FormatError:
+                data = None
+        if data is None:
+            windows = range(loc.offset // WINDOW, (loc.offset + loc.stored_length - 1) // WINDOW + 1)
+            if all((name, w) in self._fresh for w in windows):
+                # Just fetched, and still wrong: the store is at fault. Forget it, so that a later try asks again.
+                self._fresh.difference_update((name, w) for w in windows)
+                raise FormatError(
+                    f"the pack '{pack_key(loc.epoch, loc.pack)}' does not hold the bytes that were written"
+                )
+            self._fresh.difference_update((name, w) for w in windows)
+            raise NeedRemote({("pack", name, w): self._fetcher(loc, w) for w in windows})
+        self._used[name] = self._clock()
+        self._keep_opened(loc.digest, data)
+        return data
+
+    def fetch(self, epoch: int, pack: int, window: int) -> None:
+        """Any thread: bring one window of a pack here. Raises StoreError, NotFoundError, CacheError."""
+        blob = self._store.get(pack_key(epoch, pack), window * WINDOW, WINDOW)
+        name = f"{epoch:08x}-{pack:08x}"
+        try:
+            fd = os.open(self._directory / name, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                os.pwrite(fd, blob.data, window * WINDOW)
+            finally:
+                os.close(fd)
+        except OSError as exc:
+            raise CacheError(f"what was fetched cannot be kept in the cache directory: {exc.strerror}") from exc
+        with self._lock:
+            self._fresh.add((name, window))
+            self._used[name] = self._clock()
+            self._size += len(blob.data)
+            self._evict(keep=name)
+
+    def _fetcher(self, loc: FrameLoc, window: int) -> Callable[[], None]:
+        return lambda: self.fetch(loc.epoch, loc.pack, window)
+
+    def _read_stored(self, name: str, loc: FrameLoc) -> bytes | None:
+        try:
+            fd = os.open(self._directory / name, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return None
+        try:
+            return os.pread(fd, loc.stored_length, loc.offset)
+        finally:
+            os.close(fd)
+
+    def _keep_opened(self, key: bytes, data: bytes) -> None:
+        self._opened[key] = data
+        self._opened_bytes += len(data)
+        while self._opened_bytes > _OPENED_BYTES:
+            _, old = self._opened.popitem(last=False)
+            self._opened_bytes -= len(old)
+
+    def _evict(self, keep: str) -> None:
+        while self._size > self._limit and len(self._used) > 1:
+            name = min((n for n in self._used if n != keep), key=self._used.__getitem__)
+            path = self._directory / name
+            try:
+                self._size -= path.stat().st_blocks * 512
+                path.unlink()
+            except FileNotFoundError:
+                pass
+            del self._used[name]
+            self._fresh = {(n, w) for n, w in self._fresh if n != name}
+
+
+def _name(loc: FrameLoc) -> str:
+    return f"{loc.epoch:08x}-{loc.pack:08x}"

@@ -1,0 +1,228 @@
+"""The commit that this cache stands on: its partitions, and the step from one commit to the next."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from wsfs.errors import FormatError
+from wsfs.index.tables import DELETED, Reader, Writer
+from wsfs.model import FrameLoc, Packed
+from wsfs.repo import codec
+from wsfs.repo.codec import table_of
+from wsfs.repo.frame import dump_json, load_json
+from wsfs.repo.manifest import Manifest, SegmentRef
+from wsfs.repo.segment import Row
+
+_U64 = struct.Struct(">Q")
+_COUNTERS = struct.Struct(">QQQ")
+_DIGEST_ROW = struct.Struct(">IIIIIIB")
+
+
+@dataclass(slots=True)
+class Partition:
+    """A base partition; its rows are in LMDB once it is loaded."""
+
+    ref: SegmentRef
+    loaded: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """The newest commit that is known to be HEAD and on which the local rows build."""
+
+    workspace: str
+    seq: int
+    commit: str
+    next_id: int
+    deltas: tuple[SegmentRef, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """A commit that is about to become HEAD: enough to complete it at the next start, if it did.
+
+    `blocks` is a segment with the block rows as the commit holds them.
+    """
+
+    nonce: str
+    generation: int
+    standing: Standing
+    base: tuple[SegmentRef, ...]
+    blocks: bytes
+
+
+def read_standing(reader: Reader) -> Standing | None:
+    raw = reader.lookup(b"meta", b"standing")
+    return None if raw is None else _standing_in(load_json(raw, "the cache's record of its commit"))
+
+
+def read_pending(reader: Reader) -> Pending | None:
+    raw = reader.lookup(b"meta", b"pending")
+    if raw is None:
+        return None
+    v = load_json(raw, "the cache's pending commit")
+    return Pending(
+        v["nonce"],
+        v["generation"],
+        _standing_in(v["standing"]),
+        tuple(_ref_in(r) for r in v["base"]),
+        reader.lookup(b"meta", b"pending-blocks") or b"",
+    )
+
+
+def write_pending(txn: Writer, pending: Pending) -> None:
+    txn.put(
+        b"meta",
+        b"pending",
+        dump_json(
+            {
+                "nonce": pending.nonce,
+                "generation": pending.generation,
+                "standing": _standing_out(pending.standing),
+                "base": [_ref_out(r) for r in pending.base],
+            }
+        ),
+    )
+    txn.put(b"meta", b"pending-blocks", pending.blocks)
+
+
+def drop_pending(txn: Writer) -> None:
+    txn.delete(b"meta", b"pending")
+    txn.delete(b"meta", b"pending-blocks")
+
+
+def load_parts(reader: Reader) -> list[Partition]:
+    """The partitions of the commit this cache stands on, in key order."""
+    return [
+        Partition(_ref_in(load_json(value[1:], "the cache's list of partitions")), value[0] == 1)
+        for _, value in reader.scan(b"parts", b"")
+    ]
+
+
+def write_partition(txn: Writer, ref: SegmentRef, rows: Iterable[Row]) -> None:
+    """Add the rows of a base partition where the cache has nothing newer, and note that it is loaded."""
+    for key, value in rows:
+        if value is None:
+            raise FormatError(f"the base partition '{ref.key}' holds a deletion")
+        if txn.put(b"rows", key, value, overwrite=False):
+            _index_row(txn, key, value)
+    _put_part(txn, ref, loaded=True)
+
+
+def stand_on(txn: Writer, manifest: Manifest, delta_rows: Iterable[Row]) -> None:
+    """Forget all local rows and start from a commit: deltas first, partitions when they are needed."""
+    for table in (b"rows", b"cookies", b"dirty", b"digests", b"parts", b"changed"):
+        txn.clear(table)
+    drop_pending(txn)
+    for key, value in delta_rows:
+        old = txn.get(key)
+        if old and table_of(key) == codec.DIRENT:
+            txn.delete(b"cookies", key[:8] + _U64.pack(codec.decode_dirent(old).cookie))
+        txn.put(b"rows", key, DELETED if value is None else value)
+        txn.put(b"changed", key, b"")
+        if value is not None:
+            _index_row(txn, key, value)
+    for ref in manifest.base:
+        _put_part(txn, ref, loaded=False)
+    txn.put(b"meta", b"counters", _COUNTERS.pack(manifest.next_id, manifest.files, manifest.bytes))
+    put_standing(txn, Standing(manifest.workspace, manifest.seq, manifest.key, manifest.next_id, manifest.deltas))
+
+
+def advance(txn: Writer, pending: Pending, rows: Iterable[Row]) -> None:
+    """A commit has become HEAD: what it holds is clean now, unless it has changed again since. Idempotent.
+
+    `rows` are the commit's block rows. A block that was packed stays resident in the overlay.
+    """
+    for key, value in rows:
+        stamp = txn.lookup(b"dirty", key)
+        if stamp is None or _U64.unpack(stamp)[0] > pending.generation:
+            continue
+        if value is None:
+            # It turned out to be all zeros.
+            txn.put(b"rows", key, DELETED)
+            continue
+        block = codec.decode_block(value)
+        if isinstance(block, Packed):
+            old = txn.get(key)
+            if old is not None and codec.is_local(old):
+                txn.put(b"rows", key, codec.encode_block(Packed(block.loc, resident=True)))
+            txn.put(b"digests", block.loc.digest, _DIGEST_ROW.pack(*block.loc[:7]))
+        else:
+            txn.put(b"rows", key, value)
+    done = [k for k, stamp in txn.scan(b"dirty", b"") if _U64.unpack(stamp)[0] <= pending.generation]
+    for key in done:
+        txn.delete(b"dirty", key)
+        if not pending.base:
+            txn.put(b"changed", key, b"")
+    if pending.base:
+        txn.clear(b"changed")
+        loaded = {part.ref.start: part for part in load_parts(txn) if not part.loaded}
+        txn.clear(b"parts")
+        for ref in pending.base:
+            old_part = loaded.get(ref.start)
+            _put_part(txn, ref, loaded=old_part is None or old_part.ref != ref)
+    put_standing(txn, pending.standing)
+    drop_pending(txn)
+
+
+def known_frame(reader: Reader, digest: bytes) -> FrameLoc | None:
+    """Where a block with this digest is already."""
+    raw = reader.lookup(b"digests", digest)
+    if raw is None:
+        return None
+    epoch, pack, offset, stored, raw_length, length, coding = _DIGEST_ROW.unpack(raw)
+    return FrameLoc(epoch, pack, offset, stored, raw_length, length, coding, digest)
+
+
+def put_standing(txn: Writer, standing: Standing) -> None:
+    txn.put(b"meta", b"standing", dump_json(_standing_out(standing)))
+
+
+def dirty_rows(reader: Reader, generation: int) -> Iterator[Row]:
+    """Every row that changed up to a generation, in key order, as it is in the reader's view."""
+    for key, stamp in reader.scan(b"dirty", b""):
+        if _U64.unpack(stamp)[0] <= generation:
+            yield key, reader.get(key) or None
+
+
+def _index_row(txn: Writer, key: bytes, value: bytes) -> None:
+    table = table_of(key)
+    if table == codec.DIRENT:
+        txn.put(b"cookies", key[:8] + _U64.pack(codec.decode_dirent(value).cookie), key[9:])
+    elif table == codec.BLOCK:
+        block = codec.decode_block(value)
+        if isinstance(block, Packed):
+            loc = block.loc
+            # Only a whole frame can serve another block.
+            if loc.length == loc.raw_length:
+                txn.put(b"digests", loc.digest, _DIGEST_ROW.pack(*loc[:7]))
+
+
+def _put_part(txn: Writer, ref: SegmentRef, *, loaded: bool) -> None:
+    # LMDB has no empty keys, and the first partition starts at the empty one.
+    txn.put(b"parts", b"\0" + ref.start, bytes([loaded]) + dump_json(_ref_out(ref)))
+
+
+def _ref_out(ref: SegmentRef) -> dict[str, Any]:
+    return {**asdict(ref), "digest": ref.digest.hex(), "start": ref.start.hex()}
+
+
+def _ref_in(v: dict[str, Any]) -> SegmentRef:
+    return SegmentRef(v["key"], v["length"], v["rows"], bytes.fromhex(v["digest"]), bytes.fromhex(v["start"]))
+
+
+def _standing_out(s: Standing) -> dict[str, Any]:
+    return {
+        "workspace": s.workspace,
+        "seq": s.seq,
+        "commit": s.commit,
+        "next_id": s.next_id,
+        "deltas": [_ref_out(d) for d in s.deltas],
+    }
+
+
+def _standing_in(v: dict[str, Any]) -> Standing:
+    return Standing(v["workspace"], v["seq"], v["commit"], v["next_id"], tuple(_ref_in(d) for d in v["deltas"]))

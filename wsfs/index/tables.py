@@ -1,0 +1,136 @@
+"""The LMDB tables. lmdb is imported only here.
+
+    rows     key                      -> value      the metadata, with local additions (LOCAL and resident blocks)
+    cookies  parent:u64 cookie:u64    -> name       readdir's order; follows from the dirents
+    dirty    key                      -> generation what no commit holds yet; an absent row that is dirty was deleted
+    digests  digest                   -> location   where a block of this content is already; may be dropped
+    parts    start key                -> loaded:u8 JSON   the base partitions of the commit this cache stands on
+    changed  key                      -> nothing    what the deltas since the base partitions hold
+    meta     name                     -> value      counters, the commit, the pending commit
+
+An empty value in `rows` says that the key was deleted while its partition is not loaded yet.
+Every transaction is durable when it returns (LMDB's defaults), and none is made on the FUSE thread.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import lmdb
+
+from wsfs.errors import CacheError, CacheFullError
+
+DELETED: Final = b""
+_MAP_MAX: Final = 1 << 40
+_MAP_MIN: Final = 1 << 30
+_NAMES: Final = (b"rows", b"cookies", b"dirty", b"digests", b"parts", b"changed", b"meta")
+
+
+class Reader:
+    """A read transaction: one point in time. Belongs to the thread that made it."""
+
+    def __init__(self, env: Any, dbs: dict[bytes, Any]) -> None:
+        self._txn = env.begin(buffers=False)
+        self.dbs = dbs
+        self.rows = dbs[b"rows"]
+
+    def get(self, key: bytes) -> bytes | None:
+        """A row; DELETED when it is known to be gone."""
+        found: bytes | None = self._txn.get(key, db=self.rows)
+        return found
+
+    def lookup(self, table: bytes, key: bytes) -> bytes | None:
+        found: bytes | None = self._txn.get(key, db=self.dbs[table])
+        return found
+
+    def scan(self, table: bytes, low: bytes, high: bytes | None = None) -> Iterator[tuple[bytes, bytes]]:
+        """Keys and values from `low` on, below `high`."""
+        cursor = self._txn.cursor(db=self.dbs[table])
+        if cursor.set_range(low):
+            for key, value in cursor:
+                if high is not None and key >= high:
+                    return
+                yield key, value
+
+    def count(self, table: bytes) -> int:
+        entries: int = self._txn.stat(self.dbs[table])["entries"]
+        return entries
+
+    def close(self) -> None:
+        self._txn.abort()
+
+
+class Writer(Reader):
+    """A write transaction."""
+
+    def __init__(self, env: Any, dbs: dict[bytes, Any]) -> None:
+        self._txn = env.begin(write=True, buffers=False)
+        self.dbs = dbs
+        self.rows = dbs[b"rows"]
+
+    def put(self, table: bytes, key: bytes, value: bytes, *, overwrite: bool = True) -> bool:
+        done: bool = self._txn.put(key, value, db=self.dbs[table], overwrite=overwrite)
+        return done
+
+    def delete(self, table: bytes, key: bytes) -> None:
+        self._txn.delete(key, db=self.dbs[table])
+
+    def clear(self, table: bytes) -> None:
+        self._txn.drop(self.dbs[table], delete=False)
+
+    def commit(self) -> None:
+        self._txn.commit()
+
+
+class Tables:
+    """The LMDB environment in `directory`. Raises CacheError when it cannot be opened."""
+
+    def __init__(self, directory: Path) -> None:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        disk = os.statvfs(directory)
+        # As large as the disk: then the disk is full before the map is, and the map never needs to grow.
+        size = min(max(disk.f_blocks * disk.f_frsize, _MAP_MIN), _MAP_MAX)
+        try:
+            self._env = self._open(directory, size)
+            self._dbs = {name: self._env.open_db(name) for name in _NAMES}
+        except lmdb.Error as exc:
+            raise CacheError(f"the index in {directory} cannot be opened ({exc}): move the directory away") from exc
+
+    @staticmethod
+    def _open(directory: Path, size: int) -> Any:
+        while True:
+            try:
+                return lmdb.open(str(directory), map_size=size, max_dbs=len(_NAMES), mode=0o600, max_spare_txns=8)
+            except lmdb.MemoryError:
+                # An address-space limit (ulimit -v): take what there is.
+                if size <= _MAP_MIN:
+                    raise
+                size //= 4
+
+    def reader(self) -> Reader:
+        return Reader(self._env, self._dbs)
+
+    @contextmanager
+    def writer(self) -> Iterator[Writer]:
+        """A durable transaction: all of it or, when the block raises, nothing. One at a time; blocks for its turn."""
+        try:
+            txn = Writer(self._env, self._dbs)
+            try:
+                yield txn
+            except BaseException:
+                txn.close()
+                raise
+            txn.commit()
+        except (lmdb.MapFullError, lmdb.DiskError) as exc:
+            raise CacheFullError("the cache disk is full: free some space, or wait until more is saved") from exc
+        except lmdb.Error as exc:
+            if "No space left" in str(exc):
+                raise CacheFullError("the cache disk is full: free some space, or wait until more is saved") from exc
+            raise CacheError(f"the index in the cache directory cannot be written: {exc}") from exc
+
+    def close(self) -> None:
+        self._env.close()

@@ -1,0 +1,552 @@
+"""One mount, from start to STOPPED: puts the layers together, and decides when to flush, save, renew and stop."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import pyfuse3
+import trio
+
+from wsfs import control
+from wsfs.config import MountSettings
+from wsfs.errors import (
+    CacheError,
+    FencedError,
+    MountBusyError,
+    MountError,
+    NeedRemote,
+    StoreError,
+    SyncFailedError,
+    UsageError,
+    WsfsError,
+)
+from wsfs.kernel.fetcher import Fetcher
+from wsfs.kernel.operations import Operations, View
+from wsfs.notify import Notifier
+from wsfs.repo.head import State
+from wsfs.store.retry import RetryingStore
+from wsfs.store.url import open_store
+from wsfs.sync.commit import Committer, Saved
+from wsfs.sync.evict import Evictor
+from wsfs.sync.lease import RENEW_SECONDS, Lease, best_effort, this_process
+from wsfs.sync.start import CacheDirectory, Workspace, open_workspace
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+FETCH_DEADLINE: Final = 120.0
+FLUSH_SECONDS: Final = 5.0
+FLUSH_ROWS: Final = 50_000
+FINAL_TRIES: Final = 3
+READ_AHEAD_KB: Final = 1024
+_STOPPING_IS_WORTH_SAYING: Final = 8 << 20
+
+
+def run(settings: MountSettings, ready: Callable[[], None]) -> None:
+    """Mount, serve until stopped, and push everything. `ready` is called once the mount answers.
+
+    Raises WsfsError: before `ready` when the mount was refused, and after it (SyncFailedError) when the last push
+    failed; everything is kept in the cache directory then.
+    """
+    mountpoint = settings.mountpoint
+    if not mountpoint.is_dir():
+        raise UsageError(f"{mountpoint} is not a directory: make it first, with 'mkdir -p {mountpoint}'")
+    raw = open_store(settings.url, endpoint_url=settings.endpoint_url, addressing_style=settings.addressing_style)
+    store = RetryingStore(raw)
+    cache = CacheDirectory(settings.cache_dir, log.warning)
+    clean = False
+    try:
+        cache.note(str(mountpoint), State.STARTING)
+        workspace = open_workspace(
+            store,
+            cache,
+            this_process(),
+            takeover=settings.takeover,
+            read_only=settings.read_only,
+            cache_size=settings.cache_size or _default_cache_size(settings.cache_dir),
+            tell=log.warning,
+        )
+        try:
+            Daemon(settings, store, workspace, cache, ready).run()
+        finally:
+            workspace.close()
+            clean = True
+    finally:
+        cache.close(clean=clean)
+        store.close()
+
+
+def _default_cache_size(directory: Path) -> int:
+    disk = os.statvfs(directory)
+    return disk.f_blocks * disk.f_frsize // 2
+
+
+class Daemon:
+    """The running mount. Everything but the work in threads happens on the trio thread, which owns the index."""
+
+    def __init__(
+        self,
+        settings: MountSettings,
+        store: RetryingStore,
+        workspace: Workspace,
+        cache: CacheDirectory,
+        ready: Callable[[], None],
+    ) -> None:
+        self._settings = settings
+        self._store = store
+        self._workspace = workspace
+        self._cache = cache
+        self._ready = ready
+        self._notifier = Notifier.from_environment()
+        self._state = State.STARTING
+        self._reason = ""
+        self._last_saved = time.time()
+        self._last_renewed = time.monotonic()
+        self._last_flushed = time.monotonic()
+        self._saving = trio.Lock()
+        self._unmounted = trio.Event()
+        self._finished = trio.Event()
+        self._outcome: Saved | None = None
+        self._failure: WsfsError | None = None
+        self._committer = (
+            None
+            if workspace.lease is None
+            else Committer(store, workspace.index, workspace.overlay, workspace.lease, _on_owner)
+        )
+        self._evictor = Evictor(workspace.index, workspace.overlay, workspace.packs)
+        self._operations = Operations(
+            workspace.names,
+            workspace.files,
+            workspace.index,
+            Fetcher(FETCH_DEADLINE),
+            view=View(settings.uid, settings.gid, settings.umask or 0),
+            xattr=settings.xattr,
+            free_space=self._free_space,
+        )
+        self._operations.read_only = settings.read_only
+
+    def run(self) -> None:
+        """Serve until stopped. Raises MountError, SyncFailedError, FencedError."""
+        try:
+            pyfuse3.init(self._operations, str(self._settings.mountpoint), self._fuse_options())
+        except RuntimeError as exc:
+            self._give_back()
+            raise MountError(
+                f"{self._settings.mountpoint} could not be mounted: is /dev/fuse there, and may this user mount? (the line"
+                " before this one says more)"
+            ) from exc
+        try:
+            trio.run(self._main, strict_exception_groups=True)
+        finally:
+            pyfuse3.close(unmount=not self._unmounted.is_set())
+        if self._failure is not None:
+            raise self._failure
+
+    def _give_back(self) -> None:
+        lease = self._workspace.lease
+        if lease is not None:
+            best_effort(lambda: lease.renew(State.STOPPED), lambda exc: log.warning("lease not given back: %s", exc))
+
+    def _fuse_options(self) -> set[str]:
+        settings = self._settings
+        options = {f"fsname={settings.url}", "subtype=wsfs", "default_permissions", *settings.kernel_options}
+        if settings.allow_other:
+            options.add("allow_other")
+        if settings.read_only:
+            options.add("ro")
+        return options
+
+    # --- tasks ----------------------------------------------------------------------------------------------------
+
+    async def _main(self) -> None:
+        socket_path = control.socket_path(self._settings.mountpoint)
+        async with trio.open_nursery() as helpers:
+            await helpers.start(self._serve_control, socket_path)
+            async with trio.open_nursery() as tasks:
+                tasks.start_soon(self._serve_kernel, tasks)
+                tasks.start_soon(self._announce)
+                tasks.start_soon(self._watch_signals)
+                tasks.start_soon(self._flush_index)
+                tasks.start_soon(self._load_partitions)
+                tasks.start_soon(self._keep_cache_small)
+                if self._committer is not None:
+                    tasks.start_soon(self._save_periodically)
+                    tasks.start_soon(self._renew_lease)
+            await self._finish()
+            self._finished.set()
+            await trio.sleep(0.05)  # whoever asked for the stop is answered before the socket goes
+            helpers.cancel_scope.cancel()
+
+    async def _serve_control(self, path: Path, *, task_status: Any) -> None:
+        await control.serve(path, self._answer, task_status=task_status)
+
+    async def _serve_kernel(self, tasks: trio.Nursery) -> None:
+        await pyfuse3.main()
+        self._unmounted.set()
+        tasks.cancel_scope.cancel()
+
+    async def _announce(self) -> None:
+        """Say that the mount is ready, once it answers."""
+        await trio.to_thread.run_sync(os.stat, self._settings.mountpoint)
+        self._set_state(State.RUNNING)
+        await trio.to_thread.run_sync(_tune_kernel, self._settings.mountpoint)
+        self._ready()
+        self._notifier.ready(f"{self._settings.url} on {self._settings.mountpoint}")
+        log.info("mounted: url=%s mountpoint=%s", self._settings.url, self._settings.mountpoint)
+
+    async def _watch_signals(self) -> None:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+            async for number in signals:
+                log.info("stopping: signal=%s", signal.Signals(number).name)
+                try:
+                    await self._stop(force=True)
+                except WsfsError as exc:
+                    log.error("stop: %s", exc)
+
+    async def _flush_index(self) -> None:
+        index = self._workspace.index
+        while True:
+            await trio.sleep(1.0)
+            due = time.monotonic() - self._last_flushed > FLUSH_SECONDS and index.pending_rows
+            if index.pending_rows > FLUSH_ROWS or due:
+                try:
+                    index.rotate()
+                    await trio.to_thread.run_sync(index.flush)
+                except CacheError as exc:
+                    log.error("index not flushed, the journal keeps everything: %s", exc)
+                self._last_flushed = time.monotonic()
+
+    async def _load_partitions(self) -> None:
+        """All metadata, in the background: later requests then wait for nothing but file data."""
+        while refs := self._workspace.index.unloaded():
+            for ref in refs:
+                need = NeedRemote({("part", ref.key, ref.start): lambda ref=ref: self._workspace.loader.load(ref)})
+                try:
+                    await self._operations.fetcher.satisfy(need)
+                except WsfsError as exc:
+                    log.warning("metadata not loaded, trying again later: %s", exc)
+                    await trio.sleep(10)
+                    break
+
+    async def _keep_cache_small(self) -> None:
+        limit = self._settings.cache_size or _default_cache_size(self._settings.cache_dir)
+        while True:
+            await trio.sleep(30)
+            try:
+                await self._evictor.shrink(limit)
+            except CacheError as exc:
+                log.warning("cache not shrunk: %s", exc)
+
+    async def _save_periodically(self) -> None:
+        interval = self._settings.save_interval
+        if not interval:
+            return
+        while True:
+            await trio.sleep(interval)
+            if not self._workspace.index.is_dirty or self._workspace.lease is None or self._workspace.lease.fenced:
+                continue
+            try:
+                await self._save(State.RUNNING)
+            except WsfsError as exc:
+                log.error("background save failed, everything is kept here and tried again: %s", exc)
+
+    async def _renew_lease(self) -> None:
+        """Tell others that this mount lives. A failure is not fatal: only politeness depends on it."""
+        lease = self._workspace.lease
+        assert lease is not None
+        while True:
+            await trio.sleep(RENEW_SECONDS)
+            if lease.fenced is not None:
+                return
+            try:
+                async with self._saving:
+                    await trio.to_thread.run_sync(lease.renew, self._state)
+            except FencedError as exc:
+                self._fence(exc)
+            except StoreError as exc:
+                log.warning("lease not renewed: %s", exc)
+                await trio.to_thread.run_sync(_refresh, lease)
+
+    # --- saving ---------------------------------------------------------------------------------------------------
+
+    async def _save(self, state: State, *, may_fold: bool = True) -> Saved | None:
+        """Push everything. Raises StoreError, FencedError, CacheError."""
+        committer = self._committer
+        if committer is None:
+            return None
+        async with self._saving:
+            try:
+                saved = await trio.to_thread.run_sync(lambda: committer.commit(state, may_fold=may_fold))
+            except FencedError as exc:
+                self._fence(exc)
+                raise
+            except WsfsError as exc:
+                self._reason = str(exc)
+                if self._state == State.RUNNING:
+                    self._set_state(State.SYNC_FAILED)
+                raise
+            self._reason = ""
+            if self._state == State.SYNC_FAILED:
+                self._set_state(State.RUNNING)
+            self._last_saved = time.time()
+            if saved is not None:
+                log.info(
+                    "saved: seq=%d files=%d bytes=%d sent=%d puts=%d seconds=%.2f",
+                    saved.seq,
+                    saved.files,
+                    saved.bytes,
+                    saved.sent,
+                    saved.puts,
+                    saved.seconds,
+                )
+            return saved
+
+    def _fence(self, exc: FencedError) -> None:
+        """Another mount has the workspace now: nothing may change here any more, and all of it stays readable."""
+        if not self._operations.read_only:
+            log.error("%s", exc)
+        self._operations.read_only = True
+        self._reason = str(exc)
+        self._set_state(State.ERROR)
+
+    # --- stopping -------------------------------------------------------------------------------------------------
+
+    async def _stop(self, *, force: bool) -> None:
+        """Push everything while programs may still read, then unmount. `_finish` does the rest.
+
+        Raises SyncFailedError or MountBusyError, and the mount stays; with `force` it goes all the same.
+        """
+        mountpoint = self._settings.mountpoint
+        self._set_state(State.STOPPING)
+        try:
+            async with self._extending_timeout():
+                await trio.to_thread.run_sync(_hand_over, mountpoint)
+                await self._say_stopping()
+                self._outcome = _add(self._outcome, await self._save(State.STOPPING, may_fold=False))
+        except WsfsError as exc:
+            if not force:
+                self._set_state(State.SYNC_FAILED)
+                raise SyncFailedError(
+                    f"not everything could be saved ({exc}); {mountpoint} is still mounted, and what is missing stays in"
+                    f" {self._settings.cache_dir}: try again"
+                ) from exc
+            log.error("not everything could be saved: %s", exc)
+        if not await trio.to_thread.run_sync(_unmount, mountpoint, False):
+            if not force:
+                self._set_state(State.RUNNING)
+                raise MountBusyError(
+                    f"everything is saved, but {mountpoint} is in use, so it is still mounted: find the programs with"
+                    f" 'fuser -vm {mountpoint}', end them, and try again"
+                )
+            await trio.to_thread.run_sync(_hand_over, mountpoint)
+            await trio.to_thread.run_sync(_unmount, mountpoint, True)
+            pyfuse3.terminate()
+        await self._unmounted.wait()
+
+    async def _say_stopping(self) -> None:
+        """Let other hosts see that waiting is worth it, when there is something to wait for."""
+        lease = self._workspace.lease
+        if lease is None or lease.fenced or self._workspace.files.unsaved_bytes() < _STOPPING_IS_WORTH_SAYING:
+            return
+        await trio.to_thread.run_sync(
+            best_effort,
+            lambda: lease.renew(State.STOPPING),
+            lambda exc: log.warning("HEAD does not say STOPPING: %s", exc),
+        )
+
+    async def _finish(self) -> None:
+        """After the unmount: push what came last, and say STOPPED. Nothing changes any more."""
+        self._set_state(State.STOPPING)
+        self._cache.note(str(self._settings.mountpoint), State.STOPPING)
+        lease = self._workspace.lease
+        if lease is None:
+            self._set_state(State.STOPPED)
+            return
+        with trio.CancelScope(shield=True):
+            async with self._extending_timeout():
+                for attempt in range(FINAL_TRIES):
+                    try:
+                        if self._workspace.index.is_dirty:
+                            await self._say_stopping()
+                        self._outcome = _add(self._outcome, await self._save(State.STOPPING, may_fold=False))
+                        await trio.to_thread.run_sync(lease.renew, State.STOPPED)
+                    except FencedError as exc:
+                        self._failure = exc
+                        return
+                    except WsfsError as exc:
+                        log.error("final save: attempt=%d error=%s", attempt + 1, exc)
+                        self._reason = str(exc)
+                    else:
+                        self._set_state(State.STOPPED)
+                        return
+        self._set_state(State.SYNC_FAILED)
+        self._failure = SyncFailedError(
+            f"not everything could be saved ({self._reason}); it stays in {self._settings.cache_dir}, and the next mount"
+            " with this cache saves it"
+        )
+
+    @asynccontextmanager
+    async def _extending_timeout(self) -> AsyncIterator[None]:
+        """Keep the service manager patient as long as the body runs."""
+        self._notifier.stopping("saving")
+
+        async def extend() -> None:
+            while True:
+                self._notifier.extend_timeout(60, f"saving: {self._workspace.files.unsaved_bytes()} bytes left")
+                await trio.sleep(10)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(extend)
+            yield
+            nursery.cancel_scope.cancel()
+
+    # --- telling --------------------------------------------------------------------------------------------------
+
+    def _set_state(self, state: State) -> None:
+        self._state = state
+        record = {
+            "state": state.value,
+            "reason": self._reason,
+            "url": self._settings.url,
+            "cache_dir": str(self._settings.cache_dir),
+            "pid": os.getpid(),
+        }
+        try:
+            control.write_record(self._settings.mountpoint, record)
+        except OSError as exc:
+            log.warning("state not recorded: %s", exc)
+        self._cache.note(str(self._settings.mountpoint), state)
+
+    async def _answer(self, request: dict[str, Any]) -> dict[str, Any]:
+        operation = request.get("op")
+        if operation == "status":
+            return self._status()
+        if operation == "sync":
+            return _account(await self._save(self._state), self._workspace.index.standing)
+        if operation == "stop":
+            await self._stop(force=False)
+            await self._finished.wait()
+            if self._failure is not None:
+                raise self._failure
+            return _account(self._outcome, self._workspace.index.standing)
+        raise UsageError(f"the daemon knows no request {operation!r}: is it older than this command?")
+
+    def _status(self) -> dict[str, Any]:
+        workspace = self._workspace
+        head = workspace.lease.head if workspace.lease is not None else workspace.head.head
+        age = time.time() - self._last_saved
+        return {
+            "ok": True,
+            "state": self._state.value,
+            "reason": self._reason,
+            "url": self._settings.url,
+            "mountpoint": str(self._settings.mountpoint),
+            "cache_dir": str(self._settings.cache_dir),
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "epoch": head.epoch,
+            "seq": head.seq,
+            "unsaved_files": len(workspace.index.dirty_inodes),
+            "unsaved_bytes": workspace.files.unsaved_bytes(),
+            "last_save": head.saved_at,
+            "last_save_age": age,
+            "cache_used": workspace.packs.size + self._evictor.overlay_size,
+            "cache_limit": self._settings.cache_size or _default_cache_size(self._settings.cache_dir),
+            "files": workspace.index.files,
+            "bytes": workspace.index.bytes,
+        }
+
+    def _free_space(self) -> tuple[int, int]:
+        disk = os.statvfs(self._settings.cache_dir)
+        return disk.f_bavail * disk.f_frsize, disk.f_favail or 1 << 20
+
+
+def _on_owner(function: Callable[[], T], /) -> T:
+    return trio.from_thread.run_sync(function)
+
+
+def _refresh(lease: Lease) -> None:
+    """Know HEAD again after a swap whose outcome is unknown; if that fails too, the next save finds out."""
+
+    def read() -> None:
+        lease.refresh()
+
+    best_effort(read, lambda exc: log.warning("HEAD not read: %s", exc))
+
+
+def _add(first: Saved | None, second: Saved | None) -> Saved | None:
+    """What two commits did together."""
+    if first is None or second is None:
+        return first or second
+    return Saved(
+        second.seq,
+        first.files + second.files,
+        first.bytes + second.bytes,
+        first.sent + second.sent,
+        first.puts + second.puts,
+        first.seconds + second.seconds,
+    )
+
+
+def _account(saved: Saved | None, standing: Any) -> dict[str, Any]:
+    """What a command tells the user about a save."""
+    if saved is None:
+        seq = standing.seq if standing is not None else 0
+        return {"ok": True, "files": 0, "bytes": 0, "sent": 0, "seconds": 0.0, "seq": seq, "requests": 0}
+    return {
+        "ok": True,
+        "files": saved.files,
+        "bytes": saved.bytes,
+        "sent": saved.sent,
+        "seconds": saved.seconds,
+        "seq": saved.seq,
+        "requests": saved.puts,
+    }
+
+
+def _hand_over(mountpoint: Path) -> None:
+    """Let the kernel send us the pages it still holds: syncfs, from a process of its own, for a daemon that waits for
+    its own answer in the kernel could not be killed."""
+    try:
+        subprocess.run(["sync", "-f", str(mountpoint)], check=False, capture_output=True, timeout=600)
+    except (OSError, subprocess.TimeoutExpired) as exc:
+        log.warning("the kernel's dirty pages may not all be here: %s", exc)
+
+
+def _unmount(mountpoint: Path, lazy: bool) -> bool:
+    """Unmount; False if it is in use. -i: our own umount helper would ask this daemon."""
+    commands = [["umount", "-i", *(["-l"] if lazy else []), str(mountpoint)]]
+    if os.geteuid() != 0:
+        commands = [[tool, "-u", *(["-z"] if lazy else []), str(mountpoint)] for tool in ("fusermount3", "fusermount")]
+    for command in commands:
+        try:
+            done = subprocess.run(command, check=False, capture_output=True, text=True)
+        except FileNotFoundError:
+            continue
+        if done.returncode == 0 or "not mounted" in done.stderr:
+            return True
+        log.info("not unmounted: %s", done.stderr.strip())
+        return False
+    return False
+
+
+def _tune_kernel(mountpoint: Path) -> None:
+    """Read ahead a mebibyte at once instead of 128 KiB, where we may (root)."""
+    device = os.stat(mountpoint).st_dev
+    path = Path(f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}/read_ahead_kb")
+    try:
+        path.write_text(str(READ_AHEAD_KB))
+    except OSError as exc:
+        if exc.errno not in (errno.EACCES, errno.EROFS, errno.ENOENT, errno.EPERM):
+            log.warning("read-ahead not raised: %s", exc)

@@ -1,0 +1,63 @@
+"""Keeps the cache within its limit: clean data goes, oldest first; what is not saved never does."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import trio
+
+from wsfs.data.overlay import Overlay
+from wsfs.data.packcache import PackCache
+from wsfs.errors import NeedRemote
+from wsfs.index.index import Batch, Index
+from wsfs.model import Packed
+from wsfs.repo import codec
+
+_AT_ONCE: Final = 100
+_LOW_WATER: Final = 0.9
+
+
+class Evictor:
+    """Walks the overlay in a thread, and evicts on the owner thread in small portions."""
+
+    def __init__(self, index: Index, overlay: Overlay, packs: PackCache) -> None:
+        self._index = index
+        self._overlay = overlay
+        self._packs = packs
+        self.overlay_size = 0
+
+    async def shrink(self, limit: int) -> int:
+        """Drop the overlay files that are only copies of packs until all fits in `limit` bytes. Returns bytes freed."""
+        found = await trio.to_thread.run_sync(self._overlay.usage)
+        self.overlay_size = sum(size for _, size, _ in found)
+        target = limit if self.overlay_size + self._packs.size <= limit else int(limit * _LOW_WATER)
+        freed = 0
+        for number, (_, size, ino) in enumerate(sorted(found)):
+            if self.overlay_size - freed + self._packs.size <= target:
+                break
+            if self.evict(ino):
+                freed += size
+            if number % _AT_ONCE == 0:
+                await trio.lowlevel.checkpoint()
+        self.overlay_size -= freed
+        return freed
+
+    def evict(self, ino: int) -> bool:
+        """Drop one file's resident blocks; False when any of its blocks has no other copy."""
+        if ino in self._overlay.dirty or self._overlay.is_frozen(ino) or self._index.is_detached(ino):
+            return False
+        try:
+            rows = self._index.scan(ino, codec.BLOCK)
+        except NeedRemote:
+            return False
+        batch = Batch()
+        for key, row in rows:
+            block = codec.decode_block(row)
+            if isinstance(block, Packed) and block.resident:
+                batch.put_clean(key, codec.encode_block(Packed(block.loc)))
+            elif codec.is_local(row):
+                return False
+        # First the rows, then the bytes: dying in between leaves a copy that nobody reads.
+        self._index.apply(batch)
+        self._overlay.drop(ino)
+        return True

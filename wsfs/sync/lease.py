@@ -1,0 +1,199 @@
+"""Who may write: the holder of HEAD's epoch.
+
+A mount takes the workspace by swapping HEAD to the next epoch. Whoever held it before can then no longer swap, so it is
+fenced, whatever its clock says. Clocks only decide how politely a mount asks: HEAD's age comes from the store's own
+clock, and a holder that renewed it lately is refused instead of taken over.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+from wsfs.errors import FencedError, LeaseHeldError, StoreError
+from wsfs.repo.frame import digest
+from wsfs.repo.head import Head, HeadVersion, Holder, State, fenced, read_head, swap_head
+from wsfs.repo.manifest import Manifest, encode_manifest
+from wsfs.repo.workspace import new_nonce, timestamp
+from wsfs.store.base import Store
+
+RENEW_SECONDS: Final = 30.0
+SILENT_SECONDS: Final = 120.0
+"""A holder that has not renewed HEAD for this long, four times its interval, is taken for dead."""
+
+
+def boot_id() -> str:
+    """A number that changes with each boot of this machine."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def this_process(clock: Callable[[], float] = time.time) -> Holder:
+    return Holder(socket.gethostname(), os.getpid(), boot_id(), timestamp(clock()))
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """Why a mount cannot have the workspace now; `worth` says whether the holder is on its way out."""
+
+    reason: str
+    worth: bool
+
+
+def obstacle(version: HeadVersion, me: Holder) -> Waiting | None:
+    """What keeps this mount from taking the workspace politely; None if nothing does."""
+    head, holder = version.head, version.head.holder
+    if holder is None or head.state in (State.STOPPED, State.ERROR):
+        return None
+    if holder.boot_id == me.boot_id and holder.host == me.host:
+        if holder.pid == me.pid or not _alive(holder.pid):
+            return None  # it crashed here: nothing of it can write any more
+    elif version.age is not None and version.age > SILENT_SECONDS:
+        return None
+    age = "an unknown time" if version.age is None else f"{version.age:.0f} s"
+    who = f"{holder.host} (process {holder.pid}, mounted since {holder.since}, last heard of {age} ago)"
+    if head.state == State.STOPPING:
+        return Waiting(f"{who} is still saving it", worth=True)
+    return Waiting(f"it is mounted on {who}", worth=False)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    # A process that has exited and was not waited for holds nothing.
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (OSError, IndexError):
+        return False
+    return state not in ("Z", "X")
+
+
+class Lease:
+    """The right to commit. Thread safe: one swap of HEAD at a time."""
+
+    def __init__(self, store: Store, version: HeadVersion, holder: Holder) -> None:
+        self._store = store
+        self._version = version
+        self._holder = holder
+        self._lock = threading.Lock()
+        self._fenced: FencedError | None = None
+
+    @classmethod
+    def take(cls, store: Store, version: HeadVersion, me: Holder, *, takeover: bool) -> Lease:
+        """Swap HEAD to the next epoch. Raises LeaseHeldError when another mount has it and `takeover` is not set."""
+        blocked = obstacle(version, me)
+        if blocked is not None and not takeover:
+            raise LeaseHeldError(
+                f"{store.url} cannot be mounted: {blocked.reason}. Stop it there, or mount with -o takeover to cut it off"
+            )
+        head = replace(
+            version.head,
+            epoch=version.head.epoch + 1,
+            nonce=new_nonce(),
+            state=State.RUNNING,
+            reason="",
+            holder=me,
+        )
+        try:
+            return cls(store, swap_head(store, version, head), me)
+        except FencedError as exc:
+            raise LeaseHeldError(f"{store.url} cannot be mounted: another mount took it at the same moment") from exc
+
+    @property
+    def head(self) -> Head:
+        """HEAD as this mount last wrote or read it."""
+        return self._version.head
+
+    @property
+    def epoch(self) -> int:
+        return self._version.head.epoch
+
+    @property
+    def fenced(self) -> FencedError | None:
+        """Set for good once another mount has taken over."""
+        return self._fenced
+
+    def publish(self, manifest: Manifest, nonce: str, state: State) -> None:
+        """Make a commit HEAD. Raises FencedError; TransientStoreError when it is not known whether it happened."""
+        self._swap(
+            commit=manifest.key,
+            commit_digest=digest(encode_manifest(manifest)),
+            seq=manifest.seq,
+            saved_at=manifest.created,
+            files=manifest.files,
+            bytes=manifest.bytes,
+            state=state,
+            reason="",
+            nonce=nonce,
+        )
+
+    def renew(self, state: State, reason: str = "") -> None:
+        """Say that this mount lives, and in which state it is. A stopped one holds nothing any more."""
+        holder = None if state in (State.STOPPED, State.ERROR) else self._holder
+        self._swap(state=state, reason=reason, holder=holder, nonce=new_nonce())
+
+    def refresh(self) -> Head:
+        """Read HEAD again, after a swap whose outcome is unknown. Raises FencedError."""
+        with self._lock:
+            now = read_head(self._store)
+            if now.head.epoch != self.epoch:
+                self._fenced = fenced(now.head)
+                raise self._fenced
+            self._version = now
+            return now.head
+
+    def _swap(self, **changes: object) -> None:
+        with self._lock:
+            if self._fenced is not None:
+                raise self._fenced
+            head: Head = replace(self._version.head, **changes)  # type: ignore[arg-type]
+            try:
+                self._version = swap_head(self._store, self._version, head)
+            except FencedError as exc:
+                self._fenced = exc
+                raise
+
+
+def wait_for(
+    store: Store,
+    me: Holder,
+    *,
+    patience: float,
+    tell: Callable[[str], None],
+    sleep: Callable[[float], None] = time.sleep,
+    clock: Callable[[], float] = time.monotonic,
+) -> HeadVersion:
+    """HEAD, once nothing is in the way; or after `patience` seconds, or as soon as waiting is pointless, as it is then.
+
+    A mount that is saving is waited for as long as it renews HEAD. One that only runs gets a short moment: it may have
+    been unmounted just now.
+    """
+    started = clock()
+    told = ""
+    while True:
+        version = read_head(store)
+        blocked = obstacle(version, me)
+        waited = clock() - started
+        if blocked is None or (waited >= patience and not blocked.worth):
+            return version
+        if blocked.reason != told and waited > 0:
+            told = blocked.reason
+            tell(f"waiting: {blocked.reason}")
+        sleep(min(0.2 + waited / 10, 2.0))
+
+
+def best_effort(action: Callable[[], None], failed: Callable[[StoreError | FencedError], None]) -> None:
+    """Run a store action whose failure must not stop what is under way."""
+    try:
+        action()
+    except (StoreError, FencedError) as exc:
+        failed(exc)

@@ -1,0 +1,289 @@
+"""From a URL and a cache directory to an open workspace: take the lease, find out what the cache is worth, repair it."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, TypeVar
+from uuid import UUID
+
+from wsfs.data.files import Files
+from wsfs.data.overlay import Overlay
+from wsfs.data.packcache import PackCache
+from wsfs.errors import (
+    CacheError,
+    ForeignWorkspaceError,
+    LeaseHeldError,
+    MarkerError,
+    NeedRemote,
+    WsfsError,
+)
+from wsfs.index.base import drop_pending
+from wsfs.index.index import Batch, Index
+from wsfs.model import MARKER_INO, MARKER_NAME, ROOT_INO, Ino, Packed
+from wsfs.repo import codec
+from wsfs.repo.head import HeadVersion, Holder, State, read_head
+from wsfs.repo.segment import decode_segment
+from wsfs.repo.workspace import Format, read_format
+from wsfs.store.base import Store
+from wsfs.store.probe import check_conditional_writes
+from wsfs.sync.lease import Lease, best_effort, boot_id, wait_for
+from wsfs.sync.load import Loader, read_manifest
+from wsfs.tree.namespace import Namespace
+
+T = TypeVar("T")
+Tell = Callable[[str], None]
+
+PATIENCE: Final = 5.0
+"""How long a mount waits for a holder that shows no sign of stopping: it may have been unmounted just now."""
+
+
+class CacheDirectory:
+    """The local directory of one workspace, locked: one daemon at a time. Raises CacheError, LeaseHeldError."""
+
+    def __init__(self, path: Path, tell: Tell, sleep: Callable[[float], None] = time.sleep) -> None:
+        self.path = path
+        try:
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            path.chmod(0o700)
+            self._lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as exc:
+            raise CacheError(
+                f"the cache directory {path} cannot be used ({exc.strerror}): name another with --cache-dir"
+            ) from exc
+        self._wait(tell, sleep)
+        clean = path / "clean"
+        self.last_boot = clean.read_text() if clean.exists() else None
+        """The boot of the last orderly close; None after a crash, and in a new cache."""
+        clean.unlink(missing_ok=True)
+
+    def _wait(self, tell: Tell, sleep: Callable[[float], None]) -> None:
+        told = False
+        waited = 0.0
+        while True:
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                note = self._read_note()
+                if note.get("state") != State.STOPPING and waited >= PATIENCE:
+                    os.close(self._lock)
+                    raise LeaseHeldError(
+                        f"the cache directory {self.path} is in use by process {note.get('pid', '?')}, which has the"
+                        f" workspace mounted at {note.get('mountpoint', '?')}: unmount it there first"
+                    ) from None
+                if not told and waited >= 0.5:
+                    tell("waiting for the previous mount to finish saving")
+                    told = True
+                sleep(0.1)
+                waited += 0.1
+            else:
+                return
+
+    def note(self, mountpoint: str, state: State) -> None:
+        """Tell whoever wants this directory who has it, and whether waiting is worth it."""
+        data = json.dumps({"pid": os.getpid(), "mountpoint": mountpoint, "state": state}).encode()
+        os.ftruncate(self._lock, 0)
+        os.pwrite(self._lock, data, 0)
+
+    def _read_note(self) -> dict[str, object]:
+        try:
+            note = json.loads(os.pread(self._lock, 4096, 0))
+        except ValueError:
+            return {}
+        return note if isinstance(note, dict) else {}
+
+    def close(self, *, clean: bool) -> None:
+        """Give it up; `clean` says that everything in it is in order and on disk, or will be."""
+        if clean:
+            (self.path / "clean").write_text(boot_id())
+        os.close(self._lock)
+
+
+@dataclass(slots=True)
+class Workspace:
+    """An open workspace: everything a mount works with. `lease` is None for a read-only one."""
+
+    format: Format
+    head: HeadVersion
+    lease: Lease | None
+    index: Index
+    overlay: Overlay
+    packs: PackCache
+    files: Files
+    names: Namespace
+    loader: Loader
+
+    def close(self) -> None:
+        """Everything local is on disk afterwards. Raises CacheError."""
+        self.index.close()
+        self.overlay.close()
+
+
+def fetch_all(operation: Callable[[], T]) -> T:
+    """Run an operation, fetching what it needs on this thread. For start-up, tests and tools; a mount never blocks so."""
+    while True:
+        try:
+            return operation()
+        except NeedRemote as need:
+            for fetch in need.fetches.values():
+                fetch()  # type: ignore[operator]
+
+
+def open_workspace(
+    store: Store,
+    cache: CacheDirectory,
+    me: Holder,
+    *,
+    takeover: bool = False,
+    read_only: bool = False,
+    cache_size: int,
+    tell: Tell,
+) -> Workspace:
+    """Verify the workspace at the store, take its lease, and bring the cache up to it.
+
+    Three round trips with an empty cache, two with a warm one. Raises NoWorkspaceError, ForeignWorkspaceError, FormatError,
+    MarkerError, UnsafeStoreError, LeaseHeldError, StoreError, CacheError; the lease is given back then.
+    """
+    with ThreadPoolExecutor(4) as pool:
+        probing = None if read_only else pool.submit(check_conditional_writes, store)
+        reading = pool.submit(read_format, store)
+        heading = pool.submit(read_head, store)
+        fmt = reading.result()
+        version = heading.result()
+        if probing is not None:
+            probing.result()
+    if version.head.workspace != fmt.workspace_id:
+        raise ForeignWorkspaceError(f"HEAD and FORMAT at {store.url} belong to different workspaces")
+    if read_only:
+        return _open(store, cache, fmt, version, None, cache_size, tell)
+    version = wait_for(store, me, patience=PATIENCE if not takeover else 0.0, tell=tell)
+    lease = Lease.take(store, version, me, takeover=takeover)
+    try:
+        return _open(store, cache, fmt, version, lease, cache_size, tell)
+    except WsfsError as exc:
+        reason = str(exc)
+        best_effort(lambda: lease.renew(State.ERROR, reason), lambda _failed: None)
+        raise
+
+
+def _open(
+    store: Store,
+    cache: CacheDirectory,
+    fmt: Format,
+    version: HeadVersion,
+    lease: Lease | None,
+    cache_size: int,
+    tell: Tell,
+) -> Workspace:
+    overlay = Overlay(cache.path)
+    index = Index(cache.path, UUID(boot_id()).bytes, overlay.sync)
+    if _settle(index, fmt, version):
+        loader = Loader(store, index)
+    else:
+        if index.is_dirty:
+            index.close()
+            overlay.close()
+            aside = _set_aside(cache.path)
+            tell(
+                f"changes that were never saved build on a commit that is not the newest any more: they were kept in"
+                f" {aside}, and this mount starts from the newest commit"
+            )
+            overlay = Overlay(cache.path)
+            index = Index(cache.path, UUID(boot_id()).bytes, overlay.sync)
+        loader = Loader(store, index)
+        loader.start_from(read_manifest(store, version.head))
+        for ino in list(overlay.inodes()):
+            overlay.drop(ino)
+    packs = PackCache(cache.path, store, cache_size)
+    files = Files(index, overlay, packs)
+    workspace = Workspace(fmt, version, lease, index, overlay, packs, files, Namespace(index, files), loader)
+    for ino, block in index.local_blocks():
+        overlay.dirty.setdefault(ino, set()).add(block)
+    if cache.last_boot is None:
+        _sweep(workspace)
+    if cache.last_boot != boot_id():
+        _demote_residents(workspace)
+    if index.recovered:
+        count = len(index.dirty_inodes)
+        tell(f"recovered after a crash: {index.recovered} operations replayed, {count} files not saved yet are kept")
+    verify_marker(workspace)
+    return workspace
+
+
+def _settle(index: Index, fmt: Format, version: HeadVersion) -> bool:
+    """Complete a commit that we died in, and say whether the cache stands on HEAD."""
+    pending = index.pending
+    if pending is not None:
+        if version.head.commit == pending.standing.commit:
+            index.advance(pending, decode_segment(pending.blocks))
+        else:
+            index.rewrite(drop_pending)
+        index.reload()
+    standing = index.standing
+    if standing is None:
+        return False
+    return standing.workspace == fmt.workspace_id and standing.commit == version.head.commit
+
+
+def _set_aside(path: Path) -> Path:
+    """Move what was never saved out of the way, whole: it can be mounted again, or exported, from there."""
+    aside = path / f"unsaved-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{os.getpid()}"
+    aside.mkdir(mode=0o700)
+    for name in ("index", "overlay", *(p.name for p in path.glob("journal-*"))):
+        with suppress(FileNotFoundError):
+            shutil.move(path / name, aside / name)
+    return aside
+
+
+def _sweep(workspace: Workspace) -> None:
+    """After a crash: overlay bytes that no row speaks of must not come back when a file grows over them."""
+    for ino in list(workspace.overlay.inodes()):
+        inode = fetch_all(lambda ino=ino: workspace.index.inode(ino))  # type: ignore[misc]
+        if inode is None:
+            workspace.overlay.drop(ino)
+        else:
+            workspace.overlay.cut(ino, inode.size)
+
+
+def _demote_residents(workspace: Workspace) -> None:
+    """After a reboot: the overlay may have lost what was never synced, and for clean blocks the pack is the truth."""
+    index = workspace.index
+    for ino in list(workspace.overlay.inodes()):
+        batch = Batch()
+        rows = fetch_all(lambda ino=ino: index.scan(ino, codec.BLOCK))  # type: ignore[misc]
+        for key, row in rows:
+            block = codec.decode_block(row)
+            if isinstance(block, Packed) and block.resident:
+                batch.put_clean(key, codec.encode_block(Packed(block.loc)))
+        if batch.ops:
+            index.apply(batch)
+        if ino not in workspace.overlay.dirty:
+            workspace.overlay.drop(ino)
+
+
+def verify_marker(workspace: Workspace) -> None:
+    """Raises MarkerError unless `.workspace.initialized` is there, with the bytes that init wrote."""
+
+    def content() -> bytes | None:
+        found = workspace.index.dirent(ROOT_INO, MARKER_NAME)
+        if found is None or found.ino != MARKER_INO:
+            return None
+        return workspace.files.read(Ino(MARKER_INO), 0, 1 << 16)
+
+    try:
+        data = fetch_all(content)
+    except OSError:
+        data = None
+    name = os.fsdecode(MARKER_NAME)
+    if data is None:
+        raise MarkerError(f"the workspace is damaged: {name} is missing, so it was not started")
+    if data != workspace.format.marker:
+        raise MarkerError(f"the workspace is damaged: {name} does not have the bytes that init wrote")
