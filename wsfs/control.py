@@ -50,6 +50,23 @@ def runtime_dir(uid: int | None = None) -> Path:
     return login / "wsfs" if login.is_dir() else Path(f"/tmp/wsfs-{uid}")  # noqa: S108 - its owner is checked
 
 
+def real_path(mountpoint: str | os.PathLike[str]) -> str:
+    """The path of a mount point as the kernel names it, without any request to what is mounted there.
+
+    realpath(3) would ask the mount for its attributes: that fails when its daemon is dead, and in the daemon itself it
+    would wait for its own answer. readlink(2) of a directory is refused by the kernel alone.
+    """
+    path = os.path.abspath(mountpoint)
+    for _ in range(40):  # the kernel's own limit for links
+        try:
+            target = os.readlink(path)
+        except OSError:
+            break
+        path = os.path.abspath(os.path.join(os.path.realpath(os.path.dirname(path)), target))
+    parent, name = os.path.split(path)
+    return os.path.join(os.path.realpath(parent), name)
+
+
 def socket_path(mountpoint: str | os.PathLike[str], uid: int | None = None) -> Path:
     """The control socket of the mount at `mountpoint` made by `uid` (default: us).
 
@@ -70,7 +87,7 @@ def socket_path(mountpoint: str | os.PathLike[str], uid: int | None = None) -> P
             raise MountError(f"{directory} is not a directory of yours: remove it, or set WSFS_RUNTIME_DIR")
         if found.st_mode & 0o022:
             raise MountError(f"{directory} can be written to by others: chmod 700 it, or set WSFS_RUNTIME_DIR")
-    name = hashlib.blake2b(os.fsencode(os.path.realpath(mountpoint)), digest_size=8).hexdigest()
+    name = hashlib.blake2b(os.fsencode(real_path(mountpoint)), digest_size=8).hexdigest()
     return directory / f"{name}.sock"
 
 
@@ -214,7 +231,7 @@ async def _respond(connection: trio.socket.SocketType, handler: Handler) -> dict
         if not line:
             return None
         if peer_credentials(connection)[1] not in {0, os.geteuid()}:
-            raise UsageError("only root and the user who mounted this workspace may control it")  # noqa: TRY301
+            raise UsageError("only root and the user who mounted this workspace may control it")
         return {"ok": True} | await handler(_parse(line))
     except OSError:
         raise

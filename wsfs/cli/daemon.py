@@ -28,7 +28,7 @@ def status(mountpoint: str | os.PathLike[str]) -> dict[str, Any]:
     Always has "state" and "mountpoint"; the other fields are the daemon's, as far as they are known.
     """
     mount = mounts.find_wsfs(mountpoint)
-    known: dict[str, Any] = {"mountpoint": mounts.real(mountpoint)}
+    known: dict[str, Any] = {"mountpoint": control.real_path(mountpoint)}
     if mount is not None:
         known["url"] = mount.source
     try:

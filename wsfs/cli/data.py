@@ -10,6 +10,7 @@ import subprocess
 import click
 
 from wsfs.cli import mounts
+from wsfs.control import real_path
 from wsfs.errors import MountError, UsageError
 
 OPTIONS = "nosuid,nodev,mode=1777"
@@ -31,7 +32,7 @@ def data(mountpoint: str, size: str) -> None:
     """
     if not re.fullmatch(r"\d+([kmg]|%)?", size, re.IGNORECASE | re.ASCII):
         raise UsageError(f"{size!r} is not a size for a tmpfs: write it as 50% or 8G")
-    where = mounts.real(mountpoint)
+    where = real_path(mountpoint)
     mounted = mounts.find(where)
     if mounted is not None:
         check_same(where, mounted)

@@ -118,8 +118,10 @@ def run_foreground(settings: MountSettings, reporter: background.Reporter) -> No
         reporter.ready()
         notifier.ready(f"{settings.url} is mounted on {where}")
 
+    ours = False  # a living mount that is there already has its own record
     try:
         check_mountpoint(settings)
+        ours = True
         if mounts.find_wsfs(where) is not None:
             mounts.unmount(where, "-l")
             log.info("took away the mount of a daemon that had died mountpoint=%s", where)
@@ -128,11 +130,12 @@ def run_foreground(settings: MountSettings, reporter: background.Reporter) -> No
 
         run(settings, ready)
     except BaseException as exc:
+        # Nothing here may touch the mount: if it is still there, this process would have to answer.
         error = control.as_wsfs_error(exc)
         reason = control.sentence(error) if error is not None else f"internal error: {type(exc).__name__}: {exc}"
         code = error.exit_code if error is not None else 1
         state = "SYNC_FAILED" if isinstance(error, SyncFailedError) else "ERROR"
-        if mounts.find_wsfs(where) is None or mounts.is_dead(where):  # else there is a living mount to speak for
+        if ours:
             control.write_record(where, about | {"state": state, "reason": reason, "exit_code": code})
         reporter.error(reason, code)
         notifier.status(reason)

@@ -10,6 +10,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+from wsfs.control import real_path
 from wsfs.errors import MountBusyError, MountError, SyncFailedError
 
 FSTYPE = "fuse.wsfs"
@@ -62,7 +63,7 @@ def all_mounts() -> list[Mount]:
 
 def find(mountpoint: str | os.PathLike[str]) -> Mount | None:
     """The mount on top at `mountpoint`, or None if nothing is mounted right there. Never touches the mount."""
-    path = real(mountpoint)
+    path = real_path(mountpoint)
     return next((mount for mount in reversed(all_mounts()) if mount.mountpoint == path), None)
 
 
@@ -70,15 +71,6 @@ def find_wsfs(mountpoint: str | os.PathLike[str]) -> Mount | None:
     """The wsfs mount on top at `mountpoint`, or None."""
     mount = find(mountpoint)
     return mount if mount is not None and mount.is_wsfs else None
-
-
-def real(mountpoint: str | os.PathLike[str]) -> str:
-    """The path as the kernel names it: only the parent is resolved by looking, so a dead mount does no harm."""
-    absolute = os.path.abspath(mountpoint)
-    if os.path.islink(absolute):
-        return os.path.realpath(absolute)
-    parent, name = os.path.split(absolute)
-    return os.path.join(os.path.realpath(parent), name)
 
 
 def is_dead(mountpoint: str | os.PathLike[str]) -> bool:
@@ -100,7 +92,7 @@ def answers(mountpoint: str | os.PathLike[str]) -> bool:
     try:
         device = os.stat(mountpoint).st_dev
         os.statvfs(mountpoint)
-        return device != os.stat(os.path.dirname(real(mountpoint))).st_dev
+        return device != os.stat(os.path.dirname(real_path(mountpoint))).st_dev
     except PermissionError:
         return True  # a mount of another user without allow_other: the kernel refuses us before it asks the daemon
     except OSError:
@@ -138,9 +130,9 @@ def unmount(mountpoint: str | os.PathLike[str], *flags: str) -> None:
     Raises MountBusyError while programs use it.
     """
     if os.geteuid() == 0:
-        command = ["umount", "-i", *flags, "--", real(mountpoint)]
+        command = ["umount", "-i", *flags, "--", real_path(mountpoint)]
     else:
-        command = ["fusermount3", "-u", *(["-z"] if "-l" in flags else []), "--", real(mountpoint)]
+        command = ["fusermount3", "-u", *(["-z"] if "-l" in flags else []), "--", real_path(mountpoint)]
     try:
         result = subprocess.run(command, capture_output=True, text=True, check=False)
     except FileNotFoundError:
