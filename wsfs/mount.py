@@ -108,6 +108,8 @@ class Daemon:
         self._workspace = workspace
         self._cache = cache
         self._ready = ready
+        # Now, for it looks at the mount point: this thread must never do that once it is the one that answers there.
+        self._socket = control.socket_path(settings.mountpoint)
         self._notifier = Notifier.from_environment()
         self._state = State.STARTING
         self._reason = ""
@@ -170,9 +172,8 @@ class Daemon:
     # --- tasks ----------------------------------------------------------------------------------------------------
 
     async def _main(self) -> None:
-        socket_path = control.socket_path(self._settings.mountpoint)
         async with trio.open_nursery() as helpers:
-            await helpers.start(self._serve_control, socket_path)
+            await helpers.start(self._serve_control, self._socket)
             async with trio.open_nursery() as tasks:
                 tasks.start_soon(self._serve_kernel, tasks)
                 tasks.start_soon(self._announce)
@@ -201,8 +202,7 @@ class Daemon:
         await trio.to_thread.run_sync(os.stat, self._settings.mountpoint)
         self._set_state(State.RUNNING)
         await trio.to_thread.run_sync(_tune_kernel, self._settings.mountpoint)
-        self._ready()
-        self._notifier.ready(f"{self._settings.url} on {self._settings.mountpoint}")
+        await trio.to_thread.run_sync(self._ready)
         log.info("mounted: url=%s mountpoint=%s", self._settings.url, self._settings.mountpoint)
 
     async def _watch_signals(self) -> None:
@@ -415,17 +415,6 @@ class Daemon:
 
     def _set_state(self, state: State) -> None:
         self._state = state
-        record = {
-            "state": state.value,
-            "reason": self._reason,
-            "url": self._settings.url,
-            "cache_dir": str(self._settings.cache_dir),
-            "pid": os.getpid(),
-        }
-        try:
-            control.write_record(self._settings.mountpoint, record)
-        except OSError as exc:
-            log.warning("state not recorded: %s", exc)
         self._cache.note(str(self._settings.mountpoint), state)
 
     async def _answer(self, request: dict[str, Any]) -> dict[str, Any]:
