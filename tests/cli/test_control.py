@@ -134,9 +134,7 @@ def test_errors_of_the_handler_reach_the_client_as_what_they_are(
     ],
     ids=["text", "list", "op", "empty", "bytes", "blank", "deep", "cut", "long"],
 )
-def test_bad_requests_are_answered_with_an_error_and_do_not_kill_the_server(
-    tmp_path: Path, data: bytes
-) -> None:
+def test_bad_requests_are_answered_with_an_error_and_do_not_kill_the_server(tmp_path: Path, data: bytes) -> None:
     path = control.socket_path(tmp_path)
 
     def client() -> dict[str, Any]:
@@ -264,9 +262,7 @@ def test_socket_path_is_the_same_through_a_symlink(tmp_path: Path) -> None:
     assert control.socket_path(tmp_path / "other") != control.socket_path(tmp_path)
 
 
-def test_runtime_directory_of_somebody_else_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_runtime_directory_of_somebody_else_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     directory = tmp_path / "theirs"
     directory.mkdir(mode=0o700)
     monkeypatch.setenv("WSFS_RUNTIME_DIR", str(directory))

@@ -1,0 +1,212 @@
+"""Commands through the real command line: help, errors as one sentence with an exit code, init and status of a URL."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+import pytest
+
+from wsfs.cli import main
+from wsfs.cli.init import parse_labels, parse_owner
+from wsfs.cli.mounts import parse_mountinfo
+from wsfs.cli.output import duration, size
+from wsfs.errors import MarkerError, UsageError
+
+if TYPE_CHECKING:
+    from tests.cli.conftest import Run
+
+COMMANDS = sorted(main.cli.commands)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help_with_an_example(name: str) -> None:
+    command = main.cli.commands[name]
+    with click.Context(command, info_name=f"wsfs {name}") as context:
+        text = command.get_help(context)
+    assert re.search(rf"Examples?:\n(?:  .*\n)*?  .*wsfs {name}", text), text
+    assert all(option.help for option in command.params if isinstance(option, click.Option) and not option.hidden)
+    assert "\b" not in text
+    assert command.short_help
+    assert len(command.short_help) < 60
+
+
+def test_help_fits_a_terminal(wsfs: Run) -> None:
+    for name in COMMANDS:
+        assert max(map(len, wsfs(name, "--help").stdout.splitlines())) <= 100
+
+
+def test_the_group_lists_every_command_and_says_where_settings_come_from(wsfs: Run) -> None:
+    text = wsfs("--help").stdout
+    assert all(f"  {name}" in text for name in COMMANDS)
+    assert "WSFS_" in text
+
+
+def test_commands_start_without_heavy_imports() -> None:
+    script = "import sys, wsfs.cli.main, wsfs.cli.helpers; print(' '.join(sys.modules))"
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
+    heavy = {
+        "boto3",
+        "botocore",
+        "pyfuse3",
+        "trio",
+        "rich",
+        "lmdb",
+        "zstandard",
+        "wsfs.mount",
+        "wsfs.store",
+        "wsfs.repo",
+    }
+    assert not heavy & set(found)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["frobnicate"], 2, "No such command"),
+        (["mount"], 2, "Try 'wsfs mount --help'"),
+        (["mount", "file:///s", "/nowhere/at/all"], 40, "does not exist: make it with mkdir"),
+        (["mount", "file:///s", "/etc/passwd"], 40, "is not a directory"),
+        (["mount", "file:///s", "/tmp", "-o", "ro,alow_other"], 2, "did you mean allow_other"),
+        (["mount", "", "/tmp"], 2, "no workspace URL"),
+        (["mount", "s3://key:hush@bucket/x", "/tmp"], 2, "credentials do not belong"),
+        (["umount", "/tmp"], 42, "no workspace is mounted at /tmp"),
+        (["sync", "/tmp"], 42, "no workspace is mounted at /tmp"),
+        (["status", "/tmp"], 42, "no workspace is mounted at /tmp"),
+        (["init", "nonsense"], 2, "scheme"),
+        (["init", "file:///nowhere", "--label", "x"], 2, "--label KEY=VALUE"),
+        (["data", "/tmp", "--size", "all"], 2, "50% or 8G"),
+    ],
+)
+def test_errors_are_one_sentence_and_an_exit_code(wsfs: Run, arguments: list[str], code: int, words: str) -> None:
+    result = wsfs(*arguments, code=code)
+    assert words in result.stderr
+    assert result.stderr.startswith("wsfs: ")
+    assert result.stdout == ""
+    assert "hush" not in result.stderr
+
+
+def test_init_then_status_of_the_url(wsfs: Run, tmp_path: Path) -> None:
+    url = f"file://{tmp_path}/store"
+    assert "wsfs mount" in wsfs("init", url, "--framework", "jupyter", "--label", "team=physics").stdout
+    shown = json.loads(wsfs("status", url, "--json").stdout)
+    assert shown["state"] == "STOPPED"
+    assert shown["url"] == url
+    assert "STOPPED" in wsfs("status", url).stdout
+    assert wsfs("status", url, "--check", code=1).stdout
+    before = sorted((path, path.stat().st_mtime_ns) for path in tmp_path.joinpath("store").rglob("*"))
+    assert "already" in wsfs("init", url, code=21).stderr
+    assert sorted((path, path.stat().st_mtime_ns) for path in tmp_path.joinpath("store").rglob("*")) == before
+
+
+def test_init_as_json(wsfs: Run, tmp_path: Path) -> None:
+    made = json.loads(wsfs("init", f"file://{tmp_path}/store", "--json").stdout)
+    assert set(made) == {"url", "workspace_id", "created"}
+
+
+def test_status_of_a_url_without_workspace(wsfs: Run, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert "no workspace" in wsfs("status", f"file://{tmp_path}/empty", code=20).stderr
+
+
+def test_status_without_mounts(wsfs: Run) -> None:
+    shown = json.loads(wsfs("status", "--json").stdout)
+    assert isinstance(shown, list)  # other tests on this machine may have mounts
+
+
+def test_labels_and_owners() -> None:
+    assert parse_labels(["a=b", "c=d=e", "f="]) == {"a": "b", "c": "d=e", "f": ""}
+    for bad in (["a"], ["=b"], ["a=1", "a=2"]):
+        with pytest.raises(UsageError):
+            parse_labels(bad)
+    assert parse_owner("1000:100") == (1000, 100)
+    assert parse_owner(None) == (os.getuid(), os.getgid())
+    for text in ("ada", "1000", "1000:", ":1", "-1:0"):
+        with pytest.raises(UsageError, match="in numbers"):
+            parse_owner(text)
+
+
+class TestGuarded:
+    """What becomes of an exception at the outermost level."""
+
+    @pytest.mark.parametrize(
+        ("error", "code", "words"),
+        [
+            (MarkerError("no marker"), 24, "wsfs: no marker"),
+            (MarkerError(), 24, "wsfs: `.workspace.initialized` is missing"),
+            (ExceptionGroup("trio", [MarkerError("no marker")]), 24, "wsfs: no marker"),
+            (KeyError("oops"), 1, "wsfs: internal error: KeyError: 'oops'; set WSFS_DEBUG=1"),
+            (PermissionError(13, "Permission denied", "/x"), 1, "wsfs: /x: Permission denied"),
+            (KeyboardInterrupt(), 130, "wsfs: interrupted"),
+            (BaseExceptionGroup("trio", [KeyboardInterrupt()]), 130, "wsfs: interrupted"),
+            (click.Abort(), 130, "wsfs: interrupted"),
+        ],
+    )
+    def test_errors(
+        self,
+        capsys: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch,
+        error: BaseException,
+        code: int,
+        words: str,
+    ) -> None:
+        def body() -> None:
+            raise error
+
+        monkeypatch.delenv("WSFS_DEBUG", raising=False)
+        assert main.guarded(body) == code
+        shown = capsys.readouterr().err
+        assert words in shown
+        assert "Traceback" not in shown
+
+    def test_traceback_on_demand(self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+        def body() -> None:
+            raise MarkerError("no marker")
+
+        monkeypatch.setenv("WSFS_DEBUG", "1")
+        assert main.guarded(body) == 24
+        assert "Traceback" in capsys.readouterr().err
+
+    def test_integers_are_exit_codes(self) -> None:
+        assert main.guarded(lambda: 3) == 3
+        assert main.guarded(lambda: None) == 0
+
+
+def test_reader_that_has_seen_enough_is_no_error(environ: dict[str, str]) -> None:
+    reading, writing = socket.socketpair()
+    reading.close()
+    with writing:
+        command = [sys.executable, "-m", "wsfs.cli.main", "--help"]
+        result = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, env=environ, check=False)
+    assert result.returncode in (0, 1)
+    assert result.stderr == b""
+
+
+def test_mountinfo() -> None:
+    line = (
+        r"42 27 0:39 / /work\040space rw,nosuid shared:1 master:2 - fuse.wsfs s3://b/a\134b rw,user_id=1000,group_id=0"
+        "\n28 27 0:25 / /tmp rw - tmpfs tmpfs rw,size=4k\nnonsense\n"
+    )
+    mount, other = parse_mountinfo(line)
+    assert (mount.mountpoint, mount.source, mount.owner, mount.is_wsfs) == ("/work space", r"s3://b/a\b", 1000, True)
+    assert not other.is_wsfs
+    assert other.owner == 0
+
+
+def test_numbers_for_people() -> None:
+    assert [size(n) for n in (0, 999, 1000, 86_000_000, 123_456_789, 5 * 10**12)] == [
+        "0 B",
+        "999 B",
+        "1.0 kB",
+        "86.0 MB",
+        "123 MB",
+        "5.0 TB",
+    ]
+    assert [duration(s) for s in (0.25, 12, 180, 7200, 200_000)] == ["0.2 s", "12 s", "3 min", "2 h", "2 d"]

@@ -1,0 +1,213 @@
+"""Settings: what each option means, where it may come from, and that a mistake is named."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wsfs import config
+from wsfs.config import MountSettings, load_settings, parse_mount_options
+from wsfs.errors import UsageError
+
+URL = "s3://bucket/ada"
+
+
+def load(options: str = "", **more: object) -> MountSettings:
+    return load_settings(URL, "/workspace", options=options, **{"environ": {}} | more)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("0", 0), ("512", 512), ("64K", 65536), ("10G", 10 * 2**30), ("1.5GiB", 3 * 2**29), ("2tb", 2**41)],
+)
+def test_sizes(text: str, size: int) -> None:
+    assert config.parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "G", "-1", "10X", "10 G B", "1e3", "\u0661"])
+def test_bad_sizes(text: str) -> None:
+    with pytest.raises(UsageError, match="not a size"):
+        config.parse_size(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("0", 0), ("30", 30), ("30s", 30), ("2m", 120), ("1.5h", 5400), ("500ms", 0.5)]
+)
+def test_durations(text: str, seconds: float) -> None:
+    assert config.parse_duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "s", "-1", "1d", "soon", "inf", "nan"])
+def test_bad_durations(text: str) -> None:
+    with pytest.raises(UsageError, match="not a duration"):
+        config.parse_duration(text)
+
+
+def test_defaults() -> None:
+    settings = load()
+    assert (settings.save_interval, settings.read_only, settings.xattr, settings.kernel_options) == (
+        30.0,
+        False,
+        False,
+        (),
+    )
+    assert settings.mountpoint == Path("/workspace")
+
+
+def test_every_option_is_a_field() -> None:
+    assert set(config.OPTIONS) <= {field.name for field in fields(MountSettings)}
+
+
+def test_options_become_settings() -> None:
+    settings = load(
+        "ro,allow_other,uid=1000,gid=root,umask=027,xattr,takeover,endpoint_url=https://s3.example.org/,"
+        "addressing_style=path,save_interval=2m,cache_dir=/c,cache_size=10G,stop_deadline=1h,nosuid,nodev"
+    )
+    assert settings == MountSettings(
+        url=URL,
+        mountpoint=Path("/workspace"),
+        cache_dir=Path("/c"),
+        endpoint_url="https://s3.example.org",
+        addressing_style="path",
+        save_interval=120.0,
+        read_only=True,
+        allow_other=True,
+        uid=1000,
+        gid=0,
+        umask=0o027,
+        xattr=True,
+        takeover=True,
+        cache_size=10 * 2**30,
+        stop_deadline=3600.0,
+        kernel_options=("nosuid", "nodev"),
+    )
+
+
+def test_generic_options_that_are_for_others_are_ignored() -> None:
+    text = (
+        "defaults,auto,noauto,user,user=ada,nouser,users,owner,group,nofail,_netdev,x-systemd.automount,"
+        "x-systemd.requires=a.service,x-gvfs-show,comment=hello,relatime,strictatime,nodiratime,default_permissions,,rw"
+    )
+    assert parse_mount_options(text) == {"read_only": False}
+
+
+@pytest.mark.parametrize(
+    ("text", "kernel"),
+    [
+        ("nosuid,nodev,noexec,noatime,sync", ("nosuid", "nodev", "noexec", "noatime", "sync")),
+        ("nosuid,suid", ("suid",)),
+        ("async,sync", ("sync",)),
+        ("nosuid,nodev,nosuid", ("nodev", "nosuid")),
+    ],
+)
+def test_kernel_options_are_passed_on_and_the_last_one_wins(text: str, kernel: tuple[str, ...]) -> None:
+    assert load(text).kernel_options == kernel
+
+
+def test_last_of_ro_and_rw_wins() -> None:
+    assert not load("ro,rw").read_only
+    assert load("rw,ro").read_only
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("alow_other", "'alow_other': did you mean allow_other"),
+        ("cache_sise=3", "cache_size"),
+        ("nosiud", "nosuid"),
+        ("frobnicate", "wsfs's own are endpoint_url"),
+        ("frobnicate=3", "'frobnicate'"),
+        ("remount,ro", "unmount it and mount it"),
+        ("cache_size", "cache_size=..."),
+        ("cache_size=", "cache_size: '' is not a size"),
+        ("save_interval=soon", "save_interval: 'soon'"),
+        ("umask=9", "octal"),
+        ("uid=nobody-here", "no user 'nobody-here'"),
+        ("gid=nobody-here", "no group"),
+        ("addressing_style=odd", "auto, path, virtual"),
+        ("endpoint_url=s3.example.org", "http"),
+        ("endpoint_url=https://key:secret@s3.example.org", "credentials do not belong"),
+        ("xattr=perhaps", "neither yes nor no"),
+        ('cache_dir="/a', "quotation"),
+    ],
+)
+def test_mistakes_are_named(text: str, words: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        load(text)
+    assert words in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
+def test_sloppy_skips_what_nobody_knows_but_not_bad_values() -> None:
+    assert load("frobnicate,ro", sloppy=True).read_only
+    with pytest.raises(UsageError):
+        load("cache_size=x", sloppy=True)
+
+
+def test_commas_in_values() -> None:
+    assert load(r"cache_dir=/a\,b").cache_dir == Path("/a,b")
+    assert load('cache_dir="/a,b",ro').cache_dir == Path("/a,b")
+
+
+def test_precedence_is_flags_options_environment_default() -> None:
+    environ = {"WSFS_SAVE_INTERVAL": "1m", "WSFS_CACHE_SIZE": "1G", "WSFS_XATTR": "yes", "WSFS_ENDPOINT_URL": ""}
+    settings = load("save_interval=2m", environ=environ, flags={"cache_size": 5, "cache_dir": None})
+    assert (settings.save_interval, settings.cache_size, settings.xattr) == (120.0, 5, True)
+    assert load(environ=environ).save_interval == 60.0
+    assert not load("xattr=no", environ=environ).xattr
+    assert settings.endpoint_url is None
+
+
+def test_mistake_in_the_environment_names_the_variable() -> None:
+    with pytest.raises(UsageError, match="WSFS_CACHE_SIZE"):
+        load(environ={"WSFS_CACHE_SIZE": "big"})
+
+
+def test_takeover_is_for_one_mount_and_not_for_an_environment() -> None:
+    assert not load(environ={"WSFS_TAKEOVER": "1"}).takeover
+
+
+def test_default_cache_is_one_for_each_workspace() -> None:
+    def cache(url: str, endpoint: str | None = None, **environ: str) -> Path:
+        return config.default_cache_dir(url, endpoint, {"HOME": "/home/ada"} | environ, root=False)
+
+    assert cache(URL).parent == Path("/home/ada/.cache/wsfs")
+    assert cache(URL, XDG_CACHE_HOME="/x").parent == Path("/x/wsfs")
+    assert cache(URL) == cache(URL + "/")
+    assert len({cache(URL), cache("s3://bucket/bob"), cache(URL, "http://other")}) == 3
+    assert config.default_cache_dir(URL, root=True).parent == Path("/var/cache/wsfs")
+    assert load(environ={"WSFS_CACHE_DIR": "/c"}).cache_dir == Path("/c")
+
+
+@pytest.mark.parametrize("url", ["", "s3://key:secret@bucket/x"])
+def test_urls_that_cannot_be(url: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        load_settings(url, "/workspace", environ={})
+    assert "secret" not in str(caught.value)
+
+
+paths = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0/.~"), min_size=1).map(
+    lambda text: Path("/" + text)
+)
+
+
+@given(
+    cache_dir=paths,
+    save_interval=st.floats(0, 1e6).map(lambda x: round(x, 3)),
+    read_only=st.booleans(),
+    allow_other=st.booleans(),
+    xattr=st.booleans(),
+    takeover=st.booleans(),
+    umask=st.none() | st.integers(0, 0o777),
+    uid=st.none() | st.integers(0, 2**31),
+    cache_size=st.none() | st.integers(0, 2**50),
+    stop_deadline=st.none() | st.floats(0.001, 1e6).map(lambda x: round(x, 3)),
+    kernel_options=st.lists(st.sampled_from(["nosuid", "nodev", "noexec", "noatime"]), unique=True).map(tuple),
+)
+def test_formatted_options_give_the_same_settings(**values: object) -> None:
+    settings = MountSettings(url=URL, mountpoint=Path("/workspace"), **values)  # type: ignore[arg-type]
+    assert load(config.format_mount_options(settings)) == settings
