@@ -45,7 +45,7 @@ class AccessDeniedError(StoreError):
 
 
 class UnsafeStoreError(StoreError):
-    """The object store accepts conditional writes but does not enforce them, so two writers could destroy each other."""
+    """The object store accepts conditional writes without enforcing them, so two writers could destroy each other."""
 
     exit_code = 13
 

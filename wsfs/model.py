@@ -57,7 +57,7 @@ class Inode(NamedTuple):
 
 
 class Dirent(NamedTuple):
-    """A name in a directory: the inode it leads to, the file type bits (mode >> 12), and its place in readdir's order."""
+    """A name in a directory: the inode it leads to, the type bits of its mode (>> 12), its place in readdir's order."""
 
     ino: Ino
     kind: int

@@ -145,8 +145,8 @@ class Daemon:
         except RuntimeError as exc:
             self._give_back()
             raise MountError(
-                f"{self._settings.mountpoint} could not be mounted: is /dev/fuse there, and may this user mount? (the line"
-                " before this one says more)"
+                f"{self._settings.mountpoint} could not be mounted: is /dev/fuse there, and may this user mount? The"
+                " line before this one says more"
             ) from exc
         try:
             trio.run(self._main, strict_exception_groups=True)
@@ -338,8 +338,8 @@ class Daemon:
             if not force:
                 self._set_state(State.SYNC_FAILED)
                 raise SyncFailedError(
-                    f"not everything could be saved ({exc}); {mountpoint} is still mounted, and what is missing stays in"
-                    f" {self._settings.cache_dir}: try again"
+                    f"not everything could be saved ({exc}); {mountpoint} is still mounted, and what is missing"
+                    f" stays in {self._settings.cache_dir}: try again"
                 ) from exc
             log.error("not everything could be saved: %s", exc)
         if not await trio.to_thread.run_sync(_unmount, mountpoint, False):
@@ -392,8 +392,8 @@ class Daemon:
                         return
         self._set_state(State.SYNC_FAILED)
         self._failure = SyncFailedError(
-            f"not everything could be saved ({self._reason}); it stays in {self._settings.cache_dir}, and the next mount"
-            " with this cache saves it"
+            f"not everything could be saved ({self._reason}); it stays in {self._settings.cache_dir}, and the next"
+            " mount with this cache saves it"
         )
 
     @asynccontextmanager

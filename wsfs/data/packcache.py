@@ -1,8 +1,8 @@
 """Pieces of packs that were fetched: one sparse file a pack, with the pack's own bytes at the pack's own offsets.
 
 Nothing is recorded about what is there. A frame is read and checked against the digest in its block row: zeros, torn
-bytes after a power loss and bit rot all fail that check, and are fetched again. So the cache needs no index, no order of
-writes and no recovery.
+bytes after a power loss and bit rot all fail that check, and are fetched again. So the cache needs no index, no order
+of writes and no recovery.
 
 Packs are fetched in windows: a package's small files lie side by side, so one request warms all of them.
 """

@@ -1,8 +1,8 @@
 """The write-ahead journal: what the file system has acknowledged and LMDB does not hold yet.
 
 Each mutation appends one checksummed record with write(2), so it survives a kill of the daemon at once; fsync(2) on the
-mount makes the journal durable. LMDB itself is only ever written in whole, durable transactions, so it cannot be torn by
-a power loss: docs/decisions/0001-journal.md has the figures that led here.
+mount makes the journal durable. LMDB itself is only ever written in whole, durable transactions, so it cannot be torn
+by a power loss: docs/DECISIONS.md has the figures that led here.
 
 A machine that loses power may have kept some of the file data that records speak of, and lost other. So a record counts
 after a power loss only if a later MARK vouches for it: marks are written after the data that had to be on disk first.

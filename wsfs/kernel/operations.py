@@ -1,4 +1,4 @@
-"""The FUSE handlers: each translates one request, and nothing more. pyfuse3-facts behind the odd ones are in comments."""
+"""The FUSE handlers: each translates one request, and nothing more. Comments say what FUSE is behind the odd ones."""
 
 from __future__ import annotations
 

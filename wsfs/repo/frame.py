@@ -26,7 +26,7 @@ def compress(data: bytes | memoryview) -> bytes:
 
 
 def decompress(data: bytes | memoryview, raw_length: int) -> bytes:
-    """Exactly `raw_length` bytes, or FormatError: a hostile frame cannot make us allocate more than the row announced."""
+    """Exactly `raw_length` bytes, or FormatError: a hostile frame cannot make us allocate more than its row says."""
     try:
         params = zstandard.get_frame_parameters(data)
         if params.content_size != raw_length:

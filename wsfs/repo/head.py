@@ -1,4 +1,4 @@
-"""HEAD: the only object that changes, by compare-and-swap. It names the newest commit and who may write the next one."""
+"""HEAD: the only object that changes, by compare-and-swap. It names the newest commit, and who may write the next."""
 
 from __future__ import annotations
 
@@ -173,7 +173,7 @@ def swap_head(store: Store, old: HeadVersion, new: Head) -> HeadVersion:
             raise fenced(now.head) from exc
         if now.etag != old.etag:
             raise FencedError(
-                f"HEAD of {store.url} was changed by somebody who does not hold this workspace: this mount stops writing"
+                f"HEAD of {store.url} was changed by somebody who does not hold the workspace: this mount stops writing"
             ) from exc
         raise TransientStoreError(f"HEAD of {store.url} could not be replaced: {exc}") from exc
     return HeadVersion(new, etag, 0.0)

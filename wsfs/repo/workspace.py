@@ -148,9 +148,9 @@ def initialise(
 ) -> Format:
     """Make a workspace: FORMAT, the first commit with the marker in it, HEAD.
 
-    Raises WorkspaceExistsError, and changes nothing, when there is one already; ForeignWorkspaceError when other objects
-    lie at this URL; UnsafeStoreError when the store does not enforce conditional writes. An init that was interrupted
-    before HEAD is completed by the next one.
+    Raises WorkspaceExistsError, and changes nothing, when there is one already; ForeignWorkspaceError when other
+    objects lie at this URL; UnsafeStoreError when the store does not enforce conditional writes. An init that was
+    interrupted before HEAD is completed by the next one.
     """
     _check_labels(framework, labels or {})
     found = _existing(store)

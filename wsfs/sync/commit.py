@@ -308,7 +308,7 @@ class Committer:
         rows: list[Row] = []
         size = 0
         for key, row in reader.scan(b"rows", start, end):
-            value = resolved[key] if key in resolved else row
+            value = resolved.get(key, row)
             if not value:
                 continue
             value = codec.published(key, value)

@@ -1,4 +1,4 @@
-"""From a URL and a cache directory to an open workspace: take the lease, find out what the cache is worth, repair it."""
+"""From a URL and a cache directory to an open workspace: the lease, what the cache is worth, and its repair."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ class Workspace:
 
 
 def fetch_all(operation: Callable[[], T]) -> T:
-    """Run an operation, fetching what it needs on this thread. For start-up, tests and tools; a mount never blocks so."""
+    """Run an operation, fetching what it needs on this thread. For start-up and tests; a mount never blocks so."""
     while True:
         try:
             return operation()
@@ -149,8 +149,8 @@ def open_workspace(
 ) -> Workspace:
     """Verify the workspace at the store, take its lease, and bring the cache up to it.
 
-    Three round trips with an empty cache, two with a warm one. Raises NoWorkspaceError, ForeignWorkspaceError, FormatError,
-    MarkerError, UnsafeStoreError, LeaseHeldError, StoreError, CacheError; the lease is given back then.
+    Raises NoWorkspaceError, ForeignWorkspaceError, FormatError, MarkerError, UnsafeStoreError, LeaseHeldError,
+    StoreError, CacheError; the lease is given back then.
     """
     with ThreadPoolExecutor(4) as pool:
         probing = None if read_only else pool.submit(check_conditional_writes, store)
