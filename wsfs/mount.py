@@ -84,6 +84,18 @@ def run(settings: MountSettings, ready: Callable[[], None]) -> None:
             clean = True
     finally:
         cache.close(clean=clean)
+        counts = store.stats.snapshot()
+        log.info(
+            "store: puts=%d gets=%d deletes=%d lists=%d bytes_out=%d bytes_in=%d retries=%d failures=%d",
+            counts.puts,
+            counts.gets,
+            counts.deletes,
+            counts.lists,
+            counts.bytes_out,
+            counts.bytes_in,
+            counts.retries,
+            counts.failures,
+        )
         store.close()
 
 

@@ -93,7 +93,8 @@ class Lease:
         blocked = obstacle(version, me)
         if blocked is not None and not takeover:
             raise LeaseHeldError(
-                f"{store.url} cannot be mounted: {blocked.reason}. Stop it there, or cut it off by mounting with -o takeover"
+                f"{store.url} cannot be mounted: {blocked.reason}. Stop it there, or cut it off by mounting with"
+                " -o takeover"
             )
         head = replace(
             version.head,
