@@ -131,6 +131,8 @@ class Daemon:
         self._saving = trio.Lock()
         self._unmounted = trio.Event()
         self._finished = trio.Event()
+        self._stops_asked = 0
+        self._stop_answered = trio.Event()
         self._outcome: Saved | None = None
         self._failure: WsfsError | None = None
         self._committer = (
@@ -198,7 +200,9 @@ class Daemon:
                     tasks.start_soon(self._renew_lease)
             await self._finish()
             self._finished.set()
-            await trio.sleep(0.05)  # whoever asked for the stop is answered before the socket goes
+            # Whoever asked for the stop is answered before the socket goes: umount(8) may return long after us.
+            while self._stops_asked:
+                await self._stop_answered.wait()
             helpers.cancel_scope.cancel()
 
     async def _serve_control(self, path: Path, *, task_status: Any) -> None:
@@ -436,8 +440,13 @@ class Daemon:
         if operation == "sync":
             return _account(await self._save(self._state), self._workspace.index.standing)
         if operation == "stop":
-            await self._stop(force=False)
-            await self._finished.wait()
+            self._stops_asked += 1
+            try:
+                await self._stop(force=False)
+                await self._finished.wait()
+            finally:
+                self._stops_asked -= 1
+                self._stop_answered.set()
             if self._failure is not None:
                 raise self._failure
             return _account(self._outcome, self._workspace.index.standing)
