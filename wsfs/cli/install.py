@@ -72,7 +72,7 @@ def script(verb: str, python: str | None) -> str:
     root = None if python else source_root()
     lines = ["#!/bin/sh", SIGNATURE]
     if root is not None:
-        lines.append(f"export PYTHONPATH={shlex.quote(root)}")
+        lines.append(f"export PYTHONPATH={shlex.quote(root)}${{PYTHONPATH:+:$PYTHONPATH}}")
     # -P: root runs this in any directory, and must not import what lies there
     lines.append(f'exec {shlex.quote(interpreter)} -P -m wsfs.cli.helpers {verb} "$@"')
     return "\n".join(lines) + "\n"

@@ -113,7 +113,8 @@ def run_foreground(settings: MountSettings, reporter: background.Reporter) -> No
         reporter.status(message)
         notifier.extend_timeout(3600, message)  # its end depends on a store, which has its own deadlines
 
-    def ready() -> None:
+    def ready() -> None:  # called from a thread that does not serve the mount: it may wait for it
+        mounts.register(settings.url, where)
         control.write_record(where, about | {"state": "RUNNING"})
         reporter.ready()
         notifier.ready(f"{settings.url} is mounted on {where}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import logging
 import os
 import re
 import subprocess
@@ -13,7 +14,10 @@ from pathlib import Path
 from wsfs.control import real_path
 from wsfs.errors import MountBusyError, MountError, SyncFailedError
 
+log = logging.getLogger(__name__)
+
 FSTYPE = "fuse.wsfs"
+REGISTER_TIMEOUT = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +126,27 @@ def hand_over(mountpoint: str | os.PathLike[str], *, lenient: bool = False) -> N
             )
     finally:
         os.close(descriptor)
+
+
+def register(url: str, mountpoint: str | os.PathLike[str]) -> None:
+    """Make plain umount(8) call our helper, by noting the mount in libmount's table of user-space options.
+
+    Without an entry there root's umount asks only statfs(2) for the type, learns "fuse" and never looks for
+    umount.fuse.wsfs. Nothing is mounted here (-f). Best effort, and for root only: libmount lets nobody else.
+    """
+    if os.geteuid() != 0:
+        return
+    options = ["--no-canonicalize", "-i", "-f", "-t", FSTYPE, "-o", "uhelper=wsfs"]
+    try:
+        subprocess.run(
+            ["mount", *options, "--", url, real_path(mountpoint)],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            check=True,
+            timeout=REGISTER_TIMEOUT,
+        )
+    except (OSError, subprocess.SubprocessError) as exc:
+        log.warning("plain umount will not wait for the last save mountpoint=%s error=%s", mountpoint, exc)
 
 
 def unmount(mountpoint: str | os.PathLike[str], *flags: str) -> None:

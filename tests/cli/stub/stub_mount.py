@@ -77,7 +77,7 @@ async def _serve(settings: MountSettings, behaviour: str, ready: Callable[[], No
         await nursery.start(control.serve, control.socket_path(settings.mountpoint), answer)
         nursery.start_soon(_kernel, nursery.cancel_scope)
         await trio.to_thread.run_sync(os.statvfs, settings.mountpoint)
-        ready()
+        await trio.to_thread.run_sync(ready)
 
 
 async def _kernel(scope: trio.CancelScope) -> None:
