@@ -97,6 +97,8 @@ def check_mountpoint(settings: MountSettings) -> None:
         raise MountError(f"the mount point {where} {missing}")
     if not os.path.exists("/dev/fuse"):
         raise MountError("this machine has no /dev/fuse: load the fuse module, or give the container the device")
+    if not os.access("/dev/fuse", os.R_OK | os.W_OK):
+        raise MountError("this user may not open /dev/fuse: chmod 666 it, as most systems have it, or mount as root")
 
 
 def run_foreground(settings: MountSettings, reporter: background.Reporter) -> None:
