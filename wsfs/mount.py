@@ -30,6 +30,7 @@ from wsfs.errors import (
     UsageError,
     WsfsError,
 )
+from wsfs.kernel import loop
 from wsfs.kernel.fetcher import Fetcher
 from wsfs.kernel.operations import Operations, View
 from wsfs.notify import Notifier
@@ -209,9 +210,13 @@ class Daemon:
         await control.serve(path, self._answer, task_status=task_status)
 
     async def _serve_kernel(self, tasks: trio.Nursery) -> None:
-        await pyfuse3.main()
+        await loop.serve(self._others_wait)
         self._unmounted.set()
         tasks.cancel_scope.cancel()
+
+    def _others_wait(self) -> bool:
+        """Whether a request is waiting for a thread, and should go on as soon as that is done."""
+        return self._operations.fetcher.busy or self._operations.syncing > 0
 
     async def _announce(self) -> None:
         """Say that the mount is ready, once it answers."""

@@ -31,6 +31,11 @@ class Fetcher:
         self._limiter = trio.CapacityLimiter(PARALLEL)
         self._flights: dict[object, _Flight] = {}
 
+    @property
+    def busy(self) -> bool:
+        """Whether anything is being fetched."""
+        return bool(self._flights)
+
     async def satisfy(self, need: NeedRemote) -> None:
         """Fetch all that is needed. Raises what the first failing fetch raised; TransientStoreError at the deadline."""
         mine: list[tuple[_Flight, object, Callable[[], None]]] = []

@@ -64,6 +64,8 @@ class Operations(pyfuse3.Operations):
         self._free_space = free_space
         self._lookups: dict[int, int] = {}
         self.read_only = False
+        self.syncing = 0
+        """How many fsyncs are waiting for the disk."""
 
     def describe(self, args: Sequence[Any]) -> str:
         """The path that a request is about, for a log line."""
@@ -213,7 +215,15 @@ class Operations(pyfuse3.Operations):
 
     @guarded
     async def fsyncdir(self, fh: int, datasync: bool) -> None:
-        await trio.to_thread.run_sync(self._index.sync_point())
+        await self._sync()
+
+    async def _sync(self) -> None:
+        """Make all that is acknowledged survive a power loss."""
+        self.syncing += 1
+        try:
+            await trio.to_thread.run_sync(self._index.sync_point())
+        finally:
+            self.syncing -= 1
 
     # --- files ----------------------------------------------------------------------------------------------------
 
@@ -254,7 +264,7 @@ class Operations(pyfuse3.Operations):
     @guarded
     async def fsync(self, fh: int, datasync: bool) -> None:
         self._index.guard_data(fh)
-        await trio.to_thread.run_sync(self._index.sync_point())
+        await self._sync()
 
     # --- the rest -------------------------------------------------------------------------------------------------
 
