@@ -129,6 +129,8 @@ def decode_inode(ino: Ino, row: bytes) -> Inode:
         raise FormatError(f"the attributes of inode {ino} have {len(row)} bytes instead of {_INODE.size}") from exc
     if version != _INODE_VERSION:
         raise FormatError(f"the attributes of inode {ino} are of version {version}: a newer wsfs wrote them")
+    if max(ansec, mnsec, cnsec) >= _SECOND:
+        raise FormatError(f"the attributes of inode {ino} have a time with more nanoseconds than a second has")
     return Inode(
         ino,
         mode,

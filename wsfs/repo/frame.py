@@ -31,7 +31,9 @@ def decompress(data: bytes | memoryview, raw_length: int) -> bytes:
         params = zstandard.get_frame_parameters(data)
         if params.content_size != raw_length:
             raise FormatError(f"a compressed frame announces {params.content_size} bytes where {raw_length} belong")
-        raw = zstandard.ZstdDecompressor(max_window_size=1 << 27).decompress(data, max_output_size=max(raw_length, 1))
+        raw = zstandard.ZstdDecompressor(max_window_size=1 << 27).decompress(
+            data, max_output_size=max(raw_length, 1), allow_extra_data=False
+        )
     except zstandard.ZstdError as exc:
         raise FormatError("a compressed frame is damaged") from exc
     if len(raw) != raw_length:

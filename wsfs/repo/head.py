@@ -20,6 +20,8 @@ from wsfs.store.base import Store
 
 HEAD_KEY: Final = "HEAD"
 HEAD_MAX: Final = 4096
+_REASON_MAX: Final = 1500
+_HOST_MAX: Final = 500
 
 
 class State(StrEnum):
@@ -82,11 +84,11 @@ def encode_head(head: Head) -> bytes:
             "commit_digest": head.commit_digest.hex(),
             "nonce": head.nonce,
             "state": head.state.value,
-            "reason": head.reason[:500],
+            "reason": _cut(head.reason, _REASON_MAX),
             "holder": None
             if holder is None
             else {
-                "host": holder.host[:255],
+                "host": _cut(holder.host, _HOST_MAX),
                 "pid": holder.pid,
                 "boot_id": holder.boot_id,
                 "since": holder.since,
@@ -129,6 +131,14 @@ def decode_head(data: bytes) -> Head:
         files=field(v, "files", int, what),
         bytes=field(v, "bytes", int, what),
     )
+
+
+def _cut(text: str, room: int) -> str:
+    """As much of the beginning of `text` as takes at most `room` bytes in JSON, where some characters take twelve."""
+    text = text[:room]
+    while len(dump_json(text)) - 2 > room:
+        text = text[:-1]
+    return text
 
 
 def _holder(value: Any) -> Holder | None:

@@ -240,7 +240,9 @@ def _existing(store: Store) -> Format | None:
     try:
         store.get(HEAD_KEY)
     except NotFoundError:
-        if sum(1 for _ in store.list("packs/")) == 0:
+        ours = f"commits/0000000001-{_INIT_EPOCH:08x}-"
+        later = [i.key for folder in ("packs/", "commits/") for i in store.list(folder) if not i.key.startswith(ours)]
+        if not later:
             return found
         raise FormatError(
             f"the workspace at {store.url} has lost its HEAD: do not initialise it, its commits are still there"
