@@ -13,6 +13,7 @@ import signal
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -380,13 +381,18 @@ def workspace(site: Site) -> Site:
 
 
 @pytest.fixture(scope="module")
-def shared_site(tmp_path_factory: pytest.TempPathFactory, new_site: Callable[[Path, str], Site]) -> Iterator[Site]:
+def reachable() -> Iterator[Path]:
+    """A directory that other users can reach: those of pytest are its user's own."""
+    path = Path(tempfile.mkdtemp(prefix="wsfs-test-"))
+    path.chmod(0o755)
+    yield path
+    shutil.rmtree(path)
+
+
+@pytest.fixture(scope="module")
+def shared_site(reachable: Path, new_site: Callable[[Path, str], Site]) -> Iterator[Site]:
     """One mount for the tests of a module, open to other users."""
-    base = tmp_path_factory.mktemp("shared")
-    for directory in (base, *base.parents):  # other users must reach the mount
-        if directory.stat().st_uid == os.geteuid() and not directory.stat().st_mode & 0o001:
-            directory.chmod(directory.stat().st_mode | 0o011)
-    found = new_site(base, DIRECTORY).init()
+    found = new_site(reachable / "shared", DIRECTORY).init()
     found.mount("-o", "allow_other")
     try:
         yield found

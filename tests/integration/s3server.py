@@ -1,4 +1,4 @@
-"""A moto server with one bucket, as a program: s3server.py LOG DELAY BUCKET prints its endpoint and serves until killed.
+"""A moto server with one bucket, as a program: s3server.py LOG DELAY BUCKET prints its endpoint and serves.
 
 In a process of its own, for a test that waits for the mount may hold up everything else in its process. Each request is
 a line in LOG: method, key, range. The file DELAY, if it exists, says which requests to slow down.
