@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import signal
 import socket
-import subprocess
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -31,6 +30,7 @@ from wsfs.errors import (
     WsfsError,
 )
 from wsfs.kernel import loop
+from wsfs.kernel import mountpoint as mountpoints
 from wsfs.kernel.fetcher import Fetcher
 from wsfs.kernel.operations import Operations, View
 from wsfs.notify import Notifier
@@ -50,7 +50,8 @@ FETCH_DEADLINE: Final = 120.0
 FLUSH_SECONDS: Final = 5.0
 FLUSH_ROWS: Final = 50_000
 FINAL_TRIES: Final = 3
-READ_AHEAD_KB: Final = 1024
+HELD_ELSEWHERE_SECONDS: Final = 2.0
+WATCH_SECONDS: Final = 2.0
 _STOPPING_IS_WORTH_SAYING: Final = 8 << 20
 
 
@@ -173,7 +174,7 @@ class Daemon:
     def _give_back(self) -> None:
         lease = self._workspace.lease
         if lease is not None:
-            best_effort(lambda: lease.renew(State.STOPPED), lambda exc: log.warning("lease not given back: %s", exc))
+            best_effort(lambda: lease.release(State.STOPPED), lambda exc: log.warning("lease not given back: %s", exc))
 
     def _fuse_options(self) -> set[str]:
         settings = self._settings
@@ -189,16 +190,17 @@ class Daemon:
     async def _main(self) -> None:
         async with trio.open_nursery() as helpers:
             await helpers.start(self._serve_control, self._socket)
+            # To the very end: a long last save must not look like a dead mount.
+            helpers.start_soon(self._renew_lease)
             async with trio.open_nursery() as tasks:
                 tasks.start_soon(self._serve_kernel, tasks)
-                tasks.start_soon(self._announce)
+                tasks.start_soon(self._announce, tasks)
                 tasks.start_soon(self._watch_signals)
                 tasks.start_soon(self._flush_index)
                 tasks.start_soon(self._load_partitions)
                 tasks.start_soon(self._keep_cache_small)
                 if self._committer is not None:
                     tasks.start_soon(self._save_periodically)
-                    tasks.start_soon(self._renew_lease)
             await self._finish()
             self._finished.set()
             # Whoever asked for the stop is answered before the socket goes: umount(8) may return long after us.
@@ -218,11 +220,12 @@ class Daemon:
         """Whether a request is waiting for a thread, and should go on as soon as that is done."""
         return self._operations.fetcher.busy or self._operations.syncing > 0
 
-    async def _announce(self) -> None:
+    async def _announce(self, tasks: trio.Nursery) -> None:
         """Say that the mount is ready, once it answers."""
         await trio.to_thread.run_sync(os.stat, self._settings.mountpoint)
         self._set_state(State.RUNNING)
-        await trio.to_thread.run_sync(_tune_kernel, self._settings.mountpoint)
+        tasks.start_soon(self._watch_mount)
+        await trio.to_thread.run_sync(mountpoints.tune, self._settings.mountpoint)
         await trio.to_thread.run_sync(self._ready)
         log.info("mounted: url=%s mountpoint=%s", self._settings.url, self._settings.mountpoint)
 
@@ -275,9 +278,11 @@ class Daemon:
             return
         while True:
             await trio.sleep(interval)
-            if not self._workspace.index.is_dirty or self._workspace.lease is None or self._workspace.lease.fenced:
+            if self._operations.read_only:
                 continue
             try:
+                # Files that stay open: what the kernel has not sent yet belongs to the save as well.
+                await trio.to_thread.run_sync(mountpoints.hand_over, self._settings.mountpoint)
                 await self._save(State.RUNNING)
             except WsfsError as exc:
                 log.error("background save failed, everything is kept here and tried again: %s", exc)
@@ -285,14 +290,10 @@ class Daemon:
     async def _renew_lease(self) -> None:
         """Tell others that this mount lives. A failure is not fatal: only politeness depends on it."""
         lease = self._workspace.lease
-        assert lease is not None
-        while True:
+        while lease is not None and lease.fenced is None:
             await trio.sleep(RENEW_SECONDS)
-            if lease.fenced is not None:
-                return
             try:
-                async with self._saving:
-                    await trio.to_thread.run_sync(lease.renew, self._state)
+                await trio.to_thread.run_sync(lease.renew, self._state)
             except FencedError as exc:
                 self._fence(exc)
             except StoreError as exc:
@@ -352,7 +353,7 @@ class Daemon:
         self._set_state(State.STOPPING)
         try:
             async with self._extending_timeout():
-                await trio.to_thread.run_sync(_hand_over, mountpoint)
+                await trio.to_thread.run_sync(mountpoints.hand_over, mountpoint)
                 await self._say_stopping()
                 self._outcome = _add(self._outcome, await self._save(State.STOPPING, may_fold=False))
         except WsfsError as exc:
@@ -363,17 +364,31 @@ class Daemon:
                     f" stays in {self._settings.cache_dir}: try again"
                 ) from exc
             log.error("not everything could be saved: %s", exc)
-        if not await trio.to_thread.run_sync(_unmount, mountpoint, False):
+        if not await trio.to_thread.run_sync(mountpoints.unmount, mountpoint):
             if not force:
                 self._set_state(State.RUNNING)
                 raise MountBusyError(
                     f"everything is saved, but {mountpoint} is in use, so it is still mounted: find the programs with"
                     f" 'fuser -vm {mountpoint}', end them, and try again"
                 )
-            await trio.to_thread.run_sync(_hand_over, mountpoint)
-            await trio.to_thread.run_sync(_unmount, mountpoint, True)
+            await trio.to_thread.run_sync(mountpoints.hand_over, mountpoint)
+            await trio.to_thread.run_sync(partial(mountpoints.unmount, mountpoint, lazy=True))
+        await self._end_session()
+
+    async def _end_session(self) -> None:
+        """The mount is gone here. Another mount namespace, or a program with open files, may still hold it: cut it."""
+        with trio.move_on_after(HELD_ELSEWHERE_SECONDS):
+            await self._unmounted.wait()
+        if not self._unmounted.is_set():
+            log.warning("the mount is still held elsewhere (another mount namespace, an open file): cutting it off")
             pyfuse3.terminate()
-        await self._unmounted.wait()
+            await self._unmounted.wait()
+
+    async def _watch_mount(self) -> None:
+        """Notice an unmount that the kernel does not tell us of, because another mount namespace holds the mount."""
+        while await trio.to_thread.run_sync(mountpoints.is_mounted, self._settings.mountpoint):
+            await trio.sleep(WATCH_SECONDS)
+        await self._end_session()
 
     async def _say_stopping(self) -> None:
         """Let other hosts see that waiting is worth it, when there is something to wait for."""
@@ -401,7 +416,7 @@ class Daemon:
                         if self._workspace.index.is_dirty:
                             await self._say_stopping()
                         self._outcome = _add(self._outcome, await self._save(State.STOPPING, may_fold=False))
-                        await trio.to_thread.run_sync(lease.renew, State.STOPPED)
+                        await trio.to_thread.run_sync(lease.release, State.STOPPED)
                     except FencedError as exc:
                         self._failure = exc
                         return
@@ -443,7 +458,7 @@ class Daemon:
         if operation == "status":
             return self._status()
         if operation == "sync":
-            return _account(await self._save(self._state), self._workspace.index.standing)
+            return _account(await self._save(State.RUNNING), self._workspace.index.standing)
         if operation == "stop":
             self._stops_asked += 1
             try:
@@ -528,40 +543,3 @@ def _account(saved: Saved | None, standing: Any) -> dict[str, Any]:
         "seq": saved.seq,
         "requests": saved.puts,
     }
-
-
-def _hand_over(mountpoint: Path) -> None:
-    """Let the kernel send us the pages it still holds: syncfs, from a process of its own, for a daemon that waits for
-    its own answer in the kernel could not be killed."""
-    try:
-        subprocess.run(["sync", "-f", str(mountpoint)], check=False, capture_output=True, timeout=600)
-    except (OSError, subprocess.TimeoutExpired) as exc:
-        log.warning("the kernel's dirty pages may not all be here: %s", exc)
-
-
-def _unmount(mountpoint: Path, lazy: bool) -> bool:
-    """Unmount; False if it is in use. -i: our own umount helper would ask this daemon."""
-    commands = [["umount", "-i", *(["-l"] if lazy else []), str(mountpoint)]]
-    if os.geteuid() != 0:
-        commands = [[tool, "-u", *(["-z"] if lazy else []), str(mountpoint)] for tool in ("fusermount3", "fusermount")]
-    for command in commands:
-        try:
-            done = subprocess.run(command, check=False, capture_output=True, text=True)
-        except FileNotFoundError:
-            continue
-        if done.returncode == 0 or "not mounted" in done.stderr:
-            return True
-        log.info("not unmounted: %s", done.stderr.strip())
-        return False
-    return False
-
-
-def _tune_kernel(mountpoint: Path) -> None:
-    """Read ahead a mebibyte at once instead of 128 KiB, where we may (root)."""
-    device = os.stat(mountpoint).st_dev
-    path = Path(f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}/read_ahead_kb")
-    try:
-        path.write_text(str(READ_AHEAD_KB))
-    except OSError as exc:
-        if exc.errno not in (errno.EACCES, errno.EROFS, errno.ENOENT, errno.EPERM):
-            log.warning("read-ahead not raised: %s", exc)

@@ -102,8 +102,8 @@ class Files:
             if block is not None:
                 index.guard_data(ino)
         self._change(ino, before)
-        self._change(ino, after, journal=False)
         for number, content in begin:
+            overlay.preserve(ino, number)
             overlay.begin(ino, number, content)
         overlay.write(ino, offset, data)
         mode = inode.mode & ~_SETID if inode.mode & _SETID else inode.mode
@@ -112,16 +112,21 @@ class Files:
             after.put_inode(inode._replace(size=max(end, inode.size), mode=mode))
         if after.ops:
             index.apply(after)
+            # Only now: a block that counts as dirty is never journalled again in this generation.
+            for number, _ in begin:
+                overlay.mark(ino, number)
         return len(data)
 
-    def _change(self, ino: Ino, batch: Batch, *, journal: bool = True) -> None:
-        """Keep what a commit needs of the blocks in `batch`, count them as dirty, and journal that they are."""
-        for _flag, key, _value in batch.ops:
-            self._overlay.preserve(ino, codec.block_index(key))
-        if journal and batch.ops:
-            self._index.apply(batch)
-        for _flag, key, _value in batch.ops:
-            self._overlay.mark(ino, codec.block_index(key))
+    def _change(self, ino: Ino, batch: Batch) -> None:
+        """Keep what a commit needs of the blocks in `batch`, journal that they are LOCAL, and count them as dirty."""
+        if not batch.ops:
+            return
+        numbers = [codec.block_index(key) for _flag, key, _value in batch.ops]
+        for number in numbers:
+            self._overlay.preserve(ino, number)
+        self._index.apply(batch)
+        for number in numbers:
+            self._overlay.mark(ino, number)
 
     def _in_overlay(self, ino: Ino, block: Block | None) -> bool:
         if isinstance(block, Packed):

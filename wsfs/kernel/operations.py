@@ -204,10 +204,17 @@ class Operations(pyfuse3.Operations):
 
     @guarded
     async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
-        for name, cookie, inode in self._names.entries(Ino(fh), start_id):
-            if not pyfuse3.readdir_reply(token, name, self._attributes(inode), cookie):
-                return
-            self._lookups[inode.ino] = self._lookups.get(inode.ino, 0) + 1
+        told = False
+        try:
+            for name, cookie, inode in self._names.entries(Ino(fh), start_id):
+                if not pyfuse3.readdir_reply(token, name, self._attributes(inode), cookie):
+                    return
+                told = True
+                self._lookups[inode.ino] = self._lookups.get(inode.ino, 0) + 1
+        except NeedRemote:
+            # What is in the reply already must not be told again: the kernel asks for the rest.
+            if not told:
+                raise
 
     @guarded
     async def releasedir(self, fh: int) -> None:

@@ -34,7 +34,9 @@ def boot_id() -> str:
 
 
 def this_process(clock: Callable[[], float] = time.time) -> Holder:
-    return Holder(socket.gethostname(), os.getpid(), boot_id(), timestamp(clock()))
+    # Process ids mean something within one boot and one pid namespace (a container) only.
+    namespace = Path("/proc/self/ns/pid").stat().st_ino
+    return Holder(socket.gethostname(), os.getpid(), f"{boot_id()}/{namespace}", timestamp(clock()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +52,10 @@ def obstacle(version: HeadVersion, me: Holder) -> Waiting | None:
     head, holder = version.head, version.head.holder
     if holder is None or head.state in (State.STOPPED, State.ERROR):
         return None
-    if holder.boot_id == me.boot_id and holder.host == me.host:
-        if holder.pid == me.pid or not _alive(holder.pid):
-            return None  # it crashed here: nothing of it can write any more
-    elif version.age is not None and version.age > SILENT_SECONDS:
+    here = holder.boot_id == me.boot_id and holder.host == me.host
+    if here and (holder.pid == me.pid or not _alive(holder.pid)):
+        return None  # it crashed here: nothing of it can write any more
+    if version.age is not None and version.age > SILENT_SECONDS:
         return None
     age = "an unknown time" if version.age is None else f"{version.age:.0f} s"
     who = f"{holder.host} (process {holder.pid}, mounted since {holder.since}, last heard of {age} ago)"
@@ -86,6 +88,7 @@ class Lease:
         self._holder = holder
         self._lock = threading.Lock()
         self._fenced: FencedError | None = None
+        self._released = False
 
     @classmethod
     def take(cls, store: Store, version: HeadVersion, me: Holder, *, takeover: bool) -> Lease:
@@ -138,9 +141,12 @@ class Lease:
         )
 
     def renew(self, state: State, reason: str = "") -> None:
-        """Say that this mount lives, and in which state it is. A stopped one holds nothing any more."""
-        holder = None if state in (State.STOPPED, State.ERROR) else self._holder
-        self._swap(state=state, reason=reason, holder=holder, nonce=new_nonce())
+        """Say that this mount lives, and in which state it is. Says nothing once the lease is released."""
+        self._swap(state=state, reason=reason, holder=self._holder, nonce=new_nonce())
+
+    def release(self, state: State, reason: str = "") -> None:
+        """Give the workspace back: STOPPED, or ERROR with the reason."""
+        self._swap(state=state, reason=reason, holder=None, nonce=new_nonce(), release=True)
 
     def refresh(self) -> Head:
         """Read HEAD again, after a swap whose outcome is unknown. Raises FencedError."""
@@ -152,16 +158,19 @@ class Lease:
             self._version = now
             return now.head
 
-    def _swap(self, **changes: object) -> None:
+    def _swap(self, *, release: bool = False, **changes: object) -> None:
         with self._lock:
             if self._fenced is not None:
                 raise self._fenced
+            if self._released:
+                return
             head: Head = replace(self._version.head, **changes)  # type: ignore[arg-type]
             try:
                 self._version = swap_head(self._store, self._version, head)
             except FencedError as exc:
                 self._fenced = exc
                 raise
+            self._released = release
 
 
 def wait_for(

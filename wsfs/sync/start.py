@@ -170,7 +170,7 @@ def open_workspace(
         return _open(store, cache, fmt, version, lease, cache_size, tell)
     except WsfsError as exc:
         reason = str(exc)
-        best_effort(lambda: lease.renew(State.ERROR, reason), lambda _failed: None)
+        best_effort(lambda: lease.release(State.ERROR, reason), lambda _failed: None)
         raise
 
 

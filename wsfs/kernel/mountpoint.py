@@ -1,0 +1,63 @@
+"""What is done to a mount point from outside: by processes and files of the system, never by looking into the mount.
+
+A daemon that waits in the kernel for its own answer cannot even be killed.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import subprocess
+from pathlib import Path
+from typing import Final
+
+log = logging.getLogger(__name__)
+
+READ_AHEAD_KB: Final = 1024
+
+
+def is_mounted(mountpoint: Path) -> bool:
+    """Whether a wsfs mount is there in this process's mount namespace."""
+    escaped = "".join(f"\\{ord(c):03o}" if c in " \t\n\\" else c for c in str(mountpoint))
+    for line in Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines():
+        fields = line.split()
+        if fields[4] == escaped and "fuse.wsfs" in fields[6:]:
+            return True
+    return False
+
+
+def hand_over(mountpoint: Path) -> None:
+    """Let the kernel send us the pages that it still holds."""
+    try:
+        subprocess.run(["sync", "-f", str(mountpoint)], check=False, capture_output=True, timeout=600)
+    except (OSError, subprocess.TimeoutExpired) as exc:
+        log.warning("the kernel's dirty pages may not all be here: %s", exc)
+
+
+def unmount(mountpoint: Path, *, lazy: bool = False) -> bool:
+    """Unmount; False if it is in use. -i: our own umount helper would ask this daemon."""
+    commands = [["umount", "-i", *(["-l"] if lazy else []), str(mountpoint)]]
+    if os.geteuid() != 0:
+        commands = [[tool, "-u", *(["-z"] if lazy else []), str(mountpoint)] for tool in ("fusermount3", "fusermount")]
+    for command in commands:
+        try:
+            done = subprocess.run(command, check=False, capture_output=True, text=True)
+        except FileNotFoundError:
+            continue
+        if done.returncode == 0 or "not mounted" in done.stderr:
+            return True
+        log.info("not unmounted: %s", done.stderr.strip())
+        return False
+    return False
+
+
+def tune(mountpoint: Path) -> None:
+    """Read ahead a mebibyte at once instead of 128 KiB, where we may (root)."""
+    device = os.stat(mountpoint).st_dev
+    path = Path(f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}/read_ahead_kb")
+    try:
+        path.write_text(str(READ_AHEAD_KB))
+    except OSError as exc:
+        if exc.errno not in (errno.EACCES, errno.EROFS, errno.ENOENT, errno.EPERM):
+            log.warning("read-ahead not raised: %s", exc)
