@@ -192,10 +192,11 @@ class Daemon:
             await helpers.start(self._serve_control, self._socket)
             # To the very end: a long last save must not look like a dead mount.
             helpers.start_soon(self._renew_lease)
+            # Nor may another signal kill it.
+            helpers.start_soon(self._watch_signals)
             async with trio.open_nursery() as tasks:
                 tasks.start_soon(self._serve_kernel, tasks)
                 tasks.start_soon(self._announce, tasks)
-                tasks.start_soon(self._watch_signals)
                 tasks.start_soon(self._flush_index)
                 tasks.start_soon(self._load_partitions)
                 tasks.start_soon(self._keep_cache_small)
@@ -232,6 +233,9 @@ class Daemon:
     async def _watch_signals(self) -> None:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
             async for number in signals:
+                if self._unmounted.is_set():
+                    log.info("stopping already, the last save goes on: signal=%s", signal.Signals(number).name)
+                    continue
                 log.info("stopping: signal=%s", signal.Signals(number).name)
                 try:
                     await self._stop(force=True)
@@ -386,7 +390,7 @@ class Daemon:
 
     async def _watch_mount(self) -> None:
         """Notice an unmount that the kernel does not tell us of, because another mount namespace holds the mount."""
-        while await trio.to_thread.run_sync(mountpoints.is_mounted, self._settings.mountpoint):
+        while await trio.to_thread.run_sync(mountpoints.is_mounted, self._settings.mountpoint):  # noqa: ASYNC110 - no event
             await trio.sleep(WATCH_SECONDS)
         await self._end_session()
 
@@ -442,10 +446,16 @@ class Daemon:
                 self._notifier.extend_timeout(60, f"saving: {self._workspace.files.unsaved_bytes()} bytes left")
                 await trio.sleep(10)
 
+        failed: WsfsError | None = None
         async with trio.open_nursery() as nursery:
             nursery.start_soon(extend)
-            yield
+            try:
+                yield
+            except WsfsError as exc:  # the nursery would wrap it in a group, which nobody expects
+                failed = exc
             nursery.cancel_scope.cancel()
+        if failed is not None:
+            raise failed
 
     # --- telling --------------------------------------------------------------------------------------------------
 

@@ -230,11 +230,21 @@ class Site:
 
     def abort(self) -> None:
         """End every daemon, so that nothing can wait for one any more; dead mounts go away."""
-        for pid in self.pids:
+        for pid in self.pids | self._strays():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         for where in self.mounts():
             subprocess.run(["umount", "-i", "-l", where], check=False, timeout=20, capture_output=True)
+
+    def _strays(self) -> set[int]:
+        """Daemons of ours that no status has told of."""
+        found = set()
+        for entry in Path("/proc").iterdir():
+            with contextlib.suppress(OSError):
+                words = (entry / "cmdline").read_bytes().split(b"\0") if entry.name.isdigit() else []
+                if b"--ready-fd" in words and any(word.startswith(b"%s/" % os.fsencode(self.base)) for word in words):
+                    found.add(int(entry.name))
+        return found
 
     def mounts(self) -> list[str]:
         """What is mounted below our directory, newest first."""

@@ -6,6 +6,7 @@ a line in LOG: method, key, range. The file DELAY, if it exists, says which requ
 
 from __future__ import annotations
 
+import io
 import sys
 import threading
 import time
@@ -33,6 +34,8 @@ def main(log: Path, delay: Path, bucket: str) -> None:
             pass
         else:
             if method == slow_method and part in key:
+                body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+                environ["wsgi.input"] = io.BytesIO(body)
                 time.sleep(float(seconds))
         with turn:  # moto checks a condition and writes without a lock in between
             return list(app(environ, start_response))
