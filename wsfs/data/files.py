@@ -12,12 +12,13 @@ from typing import Final
 
 from wsfs.data.overlay import Overlay
 from wsfs.data.packcache import PackCache
-from wsfs.errors import NeedRemote
+from wsfs.errors import CacheError, NeedRemote
 from wsfs.index.index import Batch, Index
 from wsfs.model import BLOCK_SIZE, LOCAL, Block, Inline, Ino, Inode, Local, Packed, blocks_of
 from wsfs.repo import codec
 
 MAX_FILE_SIZE: Final = BLOCK_SIZE * (1 << 32)
+_LAST_BLOCK: Final = (1 << 32) - 1
 _SETID: Final = stat.S_ISUID | stat.S_ISGID
 
 
@@ -102,19 +103,24 @@ class Files:
             if block is not None:
                 index.guard_data(ino)
         self._change(ino, before)
-        for number, content in begin:
-            overlay.preserve(ino, number)
-            overlay.begin(ino, number, content)
-        overlay.write(ino, offset, data)
         mode = inode.mode & ~_SETID if inode.mode & _SETID else inode.mode
         if end > inode.size or mode != inode.mode:
             after.bytes = max(end - inode.size, 0)
             after.put_inode(inode._replace(size=max(end, inode.size), mode=mode))
-        if after.ops:
-            index.apply(after)
-            # Only now: a block that counts as dirty is never journalled again in this generation.
-            for number, _ in begin:
-                overlay.mark(ino, number)
+        try:
+            for number, content in begin:
+                overlay.preserve(ino, number)
+                overlay.begin(ino, number, content)
+            overlay.write(ino, offset, data)
+            if after.ops:
+                index.apply(after)
+        except CacheError:
+            # What got beyond the end must not come to light when the file grows by other means.
+            overlay.cut(ino, inode.size)
+            raise
+        # Only now: a block that counts as dirty is never journalled again in this generation.
+        for number, _ in begin:
+            overlay.mark(ino, number)
         return len(data)
 
     def _change(self, ino: Ino, batch: Batch) -> None:
@@ -153,8 +159,9 @@ class Files:
         ino = inode.ino
         keep, rest = divmod(size, BLOCK_SIZE)
         first_gone = keep + (1 if rest else 0)
-        for key, _ in self._index.scan(ino, codec.BLOCK, first_gone.to_bytes(4, "big")):
-            batch.delete(key)
+        if first_gone <= _LAST_BLOCK:
+            for key, _ in self._index.scan(ino, codec.BLOCK, first_gone.to_bytes(4, "big")):
+                batch.delete(key)
         self._index.guard_data(ino)
         cut_local = rest > 0 and self._cut_block(ino, keep, rest, batch)
         self._overlay.preserve_from(ino, keep)
@@ -187,7 +194,7 @@ class Files:
     def unsaved_bytes(self) -> int:
         """About how many bytes are not in the bucket yet."""
         total = 0
-        for ino, blocks in list(self._overlay.dirty.items()):
+        for ino, blocks in self._overlay.unsaved().items():
             inode = self._index.inode(ino)
             if inode is not None:
                 total += sum(min(BLOCK_SIZE, max(inode.size - index * BLOCK_SIZE, 0)) for index in blocks)

@@ -42,7 +42,10 @@ class Overlay:
         self._fds: OrderedDict[int, int] = OrderedDict()
         self._lock = threading.Lock()
         self.dirty: dict[int, set[int]] = {}
-        """The blocks that are LOCAL and not frozen, by inode."""
+        """The blocks, by inode, whose rows this generation has made LOCAL: writing to them again changes no row."""
+        self._left: dict[int, set[int]] = {}
+        """The blocks of a commit that failed. It may turn out to have succeeded, so a write to them is a new change."""
+        self._begun: dict[int, set[int]] = {}
         self._frozen: dict[int, set[int]] = {}
         self._copied: dict[int, set[int]] = {}
         self._dropped: set[int] = set()
@@ -65,10 +68,8 @@ class Overlay:
         """Write at a file offset. The blocks must have been marked and, where it matters, begun before."""
         fd = self._fd(ino, create=True)
         assert fd is not None
-        done = 0
         try:
-            while done < len(data):
-                done += os.pwrite(fd, memoryview(data)[done:] if done else data, offset + done)
+            _write_all(fd, data, offset)
         except OSError as exc:
             raise _disk_error(exc) from exc
 
@@ -80,8 +81,7 @@ class Overlay:
         try:
             if os.fstat(fd).st_size > start:
                 self._punch(fd, start, BLOCK_SIZE)
-            if content:
-                os.pwrite(fd, content, start)
+            _write_all(fd, content, start)
         except OSError as exc:
             raise _disk_error(exc) from exc
 
@@ -103,6 +103,7 @@ class Overlay:
     def drop(self, ino: int) -> None:
         """Remove an inode's data; while a commit may still need it, as soon as that has ended."""
         self.dirty.pop(ino, None)
+        self._left.pop(ino, None)
         if self._committing:
             self._dropped.add(ino)
             return
@@ -125,13 +126,22 @@ class Overlay:
 
     def unmark(self, ino: int, first: int) -> None:
         """Blocks from `first` on are gone."""
-        blocks = self.dirty.get(ino)
-        if blocks is not None:
-            kept = {index for index in blocks if index < first}
-            if kept:
-                self.dirty[ino] = kept
-            else:
-                del self.dirty[ino]
+        for table in (self.dirty, self._left):
+            blocks = table.get(ino)
+            if blocks is not None:
+                kept = {index for index in blocks if index < first}
+                if kept:
+                    table[ino] = kept
+                else:
+                    del table[ino]
+
+    def unsaved(self) -> dict[int, set[int]]:
+        """The blocks, by inode, that no commit is known to hold, but for those of a commit that is under way."""
+        return _merged(self.dirty, self._left)
+
+    def is_unsaved(self, ino: int) -> bool:
+        """Whether `unsaved` has blocks of this inode."""
+        return ino in self.dirty or ino in self._left
 
     def preserve(self, ino: int, index: int) -> None:
         """Keep a copy of a frozen block's bytes, if the commit has not read them yet."""
@@ -148,8 +158,7 @@ class Overlay:
                     os.close(source)
                 copy = os.open(self._copy_path(ino), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
                 try:
-                    if os.pwrite(copy, data, index * BLOCK_SIZE) != len(data):
-                        raise CacheFullError("the cache disk is full: free some space, or wait until more is saved")
+                    _write_all(copy, data, index * BLOCK_SIZE)
                 finally:
                     os.close(copy)
             except FileNotFoundError:
@@ -161,14 +170,19 @@ class Overlay:
 
     def preserve_from(self, ino: int, first: int) -> None:
         """`preserve` every frozen block from `first` on."""
-        for index in sorted(index for index in self._frozen.get(ino, ()) if index >= first):
-            self.preserve(ino, index)
+        with self._lock:
+            frozen = sorted(self._frozen.get(ino, ()))
+        for index in frozen:
+            if index >= first:
+                self.preserve(ino, index)
 
     def freeze(self) -> None:
         """A commit begins: what is dirty now belongs to it."""
         assert not self._committing
         self._committing = True
-        self._frozen, self.dirty = self.dirty, {}
+        self._begun = self.unsaved()
+        self._frozen = _merged(self._begun)
+        self.dirty, self._left = {}, {}
 
     def capture(self, ino: int, index: int, length: int) -> bytes:
         """Any thread: the bytes of a block as they were at `freeze`. Raises CacheError."""
@@ -195,19 +209,25 @@ class Overlay:
                 # The copy is for a commit that is tried again: this one has what it needs.
         return data if len(data) == length else data + bytes(length - len(data))
 
-    def thaw(self, still_dirty: Iterable[tuple[int, int]]) -> None:
-        """The commit has ended; after a failed one, `still_dirty` are the blocks that remain to be pushed."""
+    def thaw(self, *, committed: bool) -> None:
+        """The commit has ended, if one was begun. What a failed one held remains to be pushed."""
+        if not self._committing:
+            return
         self._committing = False
         self._frozen = {}
         for ino in self._copied:
             self._copy_path(ino).unlink(missing_ok=True)
         self._copied = {}
+        begun, self._begun = self._begun, {}
+        if not committed:
+            self._left = begun
         dropped, self._dropped = self._dropped, set()
         for ino in dropped:
             self.drop(ino)
-        for ino, index in still_dirty:
-            if ino not in dropped:
-                self.dirty.setdefault(ino, set()).add(index)
+
+    def settled(self) -> None:
+        """The commit that seemed to have failed has succeeded after all."""
+        self._left = {}
 
     # --- durability -----------------------------------------------------------------------------------------------
 
@@ -295,7 +315,23 @@ class Overlay:
         # Not every file system can: then write the zeros, up to the end of the file.
         length = min(length, os.fstat(fd).st_size - offset)
         if length > 0:
-            os.pwrite(fd, bytes(length), offset)
+            _write_all(fd, bytes(length), offset)
+
+
+def _merged(*tables: dict[int, set[int]]) -> dict[int, set[int]]:
+    """A copy of the tables, laid together."""
+    merged: dict[int, set[int]] = {}
+    for table in tables:
+        for ino, blocks in table.items():
+            merged.setdefault(ino, set()).update(blocks)
+    return merged
+
+
+def _write_all(fd: int, data: bytes | memoryview, offset: int) -> None:
+    """pwrite(2) until all is written: on a disk that fills up it writes less at first, and only then fails."""
+    done = 0
+    while done < len(data):
+        done += os.pwrite(fd, memoryview(data)[done:] if done else data, offset + done)
 
 
 def _disk_error(exc: OSError) -> CacheError:

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from wsfs.errors import CacheError, FormatError, NeedRemote
+from wsfs.errors import CacheError, CacheFullError, FormatError, NeedRemote
 from wsfs.model import FrameLoc, pack_key
 from wsfs.repo.pack import open_frame
 from wsfs.store.base import Store
@@ -62,6 +62,7 @@ class PackCache:
             self._opened.move_to_end(loc.digest)
             return data
         name = _name(loc)
+        windows = range(loc.offset // WINDOW, (loc.offset + loc.stored_length - 1) // WINDOW + 1)
         stored = self._read_stored(name, loc)
         if stored is not None:
             try:
@@ -69,16 +70,20 @@ class PackCache:
             except FormatError:
                 data = None
         if data is None:
-            windows = range(loc.offset // WINDOW, (loc.offset + loc.stored_length - 1) // WINDOW + 1)
-            if all((name, w) in self._fresh for w in windows):
-                # Just fetched, and still wrong: the store is at fault. Forget it, so that a later try asks again.
+            with self._lock:
+                fresh = stored is not None and all((name, w) in self._fresh for w in windows)
                 self._fresh.difference_update((name, w) for w in windows)
+            if fresh:
+                # Just fetched, and still wrong: the store is at fault. A later try asks again.
                 raise FormatError(
                     f"the pack '{pack_key(loc.epoch, loc.pack)}' does not hold the bytes that were written"
                 )
-            self._fresh.difference_update((name, w) for w in windows)
             raise NeedRemote({("pack", name, w): self._fetcher(loc, w) for w in windows})
-        self._used[name] = self._clock()
+        with self._lock:
+            # Bytes that go bad here later are this disk's fault, not the store's.
+            self._fresh.difference_update((name, w) for w in windows)
+            if name in self._used:
+                self._used[name] = self._clock()
         self._keep_opened(loc.digest, data)
         return data
 
@@ -87,18 +92,20 @@ class PackCache:
         blob = self._store.get(pack_key(epoch, pack), window * WINDOW, WINDOW)
         name = f"{epoch:08x}-{pack:08x}"
         try:
-            fd = os.open(self._directory / name, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            try:
-                os.pwrite(fd, blob.data, window * WINDOW)
-            finally:
-                os.close(fd)
+            with self._lock:  # else another fetch could evict the file in between
+                fd = os.open(self._directory / name, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+                try:
+                    written = os.pwrite(fd, blob.data, window * WINDOW)
+                finally:
+                    os.close(fd)
+                if written != len(blob.data):
+                    raise CacheFullError("what was fetched cannot be kept: the cache disk is full")
+                self._fresh.add((name, window))
+                self._used[name] = self._clock()
+                self._size += len(blob.data)
+                self._evict(keep=name)
         except OSError as exc:
             raise CacheError(f"what was fetched cannot be kept in the cache directory: {exc.strerror}") from exc
-        with self._lock:
-            self._fresh.add((name, window))
-            self._used[name] = self._clock()
-            self._size += len(blob.data)
-            self._evict(keep=name)
 
     def _fetcher(self, loc: FrameLoc, window: int) -> Callable[[], None]:
         return lambda: self.fetch(loc.epoch, loc.pack, window)

@@ -95,8 +95,10 @@ class Index:
         self._flush_lock = threading.RLock()
         self._mem = Memtable()
         self._imm: Memtable | None = None
-        self._imm_barrier: set[int] = set()
-        self._barrier: set[int] = set()
+        self._imm_barrier: dict[int, int] = {}
+        self._barrier: dict[int, int] = {}
+        self._barrier_stamp = 0
+        self._barrier_lock = threading.Lock()
         self._inodes: dict[int, Inode] = {}
         self._detached: dict[int, dict[bytes, bytes]] = {}
         self._version = 0
@@ -276,28 +278,39 @@ class Index:
 
     def guard_data(self, ino: int) -> None:
         """The data of this inode must be on disk before the rows about it are: it replaces bytes that were safe."""
-        self._barrier.add(ino)
+        with self._barrier_lock:
+            self._barrier_stamp += 1
+            self._barrier[ino] = self._barrier_stamp
+
+    def _guarded(self) -> dict[int, int]:
+        """The inodes whose data may not be on disk, and when each was last guarded."""
+        with self._barrier_lock:
+            return dict(self._barrier)
+
+    def _write_data(self, guarded: dict[int, int]) -> None:
+        """Any thread: bring the data of these inodes to disk. They stay guarded until that has succeeded, so that
+        nothing that is made durable meanwhile overtakes it; and longer, if they were guarded again meanwhile."""
+        self._before_durable(set(guarded))
+        with self._barrier_lock:
+            for ino, stamp in guarded.items():
+                if self._barrier.get(ino) == stamp:
+                    del self._barrier[ino]
 
     # --- durability -----------------------------------------------------------------------------------------------
 
     def sync_point(self) -> Callable[[], None]:
         """Everything acknowledged so far becomes durable by calling the result, on any thread. Raises CacheError."""
         serial = self._journal.serial
-        journal, barrier = self._journal, self._barrier | self._imm_barrier
-        self._barrier = set()
+        journal, guarded = self._journal, self._guarded()
 
         def run() -> None:
-            try:
-                self._before_durable(barrier)
-                with self._flush_lock:
-                    self.flush()  # what was rotated before is durable in LMDB then, and its journal gone
-                    if journal is self._journal:
-                        journal.mark(serial)
-                    else:
-                        self.flush()  # it was rotated just now
-            except BaseException:
-                self._barrier |= barrier
-                raise
+            self._write_data(guarded)
+            with self._flush_lock:
+                self.flush()  # what was rotated before is durable in LMDB then, and its journal gone
+                if journal is self._journal:
+                    journal.mark(serial)
+                else:
+                    self.flush()  # it was rotated just now
 
         return run
 
@@ -307,7 +320,7 @@ class Index:
             return False
         self._old_journal = self._journal
         self._journal = self._new_journal(self._journal.serial + 1)
-        self._imm_barrier, self._barrier = self._barrier, set()
+        self._imm_barrier = self._guarded()
         self._imm_generation = self.generation
         self._imm_counters = Counters(self._next_id, self.files, self.bytes)
         self._imm, self._mem = self._mem, Memtable()
@@ -319,15 +332,16 @@ class Index:
             imm = self._imm
             if imm is None:
                 return
-            self._before_durable(self._imm_barrier)
+            # From `_imm = None` on the owner may rotate again, and these are another's then.
+            journal = self._old_journal
+            self._write_data(self._imm_barrier)
             with self.tables.writer() as txn:
                 _write_rows(txn, imm, self._imm_generation, keep_deleted=self._partial)
                 _write_meta(txn, self._imm_counters, self._old_journal.serial, self.generation)
             self._version += 1
-            self._imm_barrier = set()
             self._imm = None
-            self._old_journal.close()
-            self._old_journal.path.unlink()
+            journal.close()
+            journal.path.unlink()
 
     @property
     def next_id(self) -> int:
@@ -353,7 +367,11 @@ class Index:
         counters = reader.lookup(b"meta", b"counters")
         self._next_id, self.files, self.bytes = _COUNTERS.unpack(counters) if counters else (FIRST_FREE_ID, 0, 0)
         self._serial = int.from_bytes(reader.lookup(b"meta", b"serial") or b"", "big")
-        self.generation = int.from_bytes(reader.lookup(b"meta", b"generation") or b"", "big") + 1
+        # Also beyond the pending commit's, which may have been frozen without anything to flush: what is replayed now
+        # came after it.
+        pending = read_pending(reader)
+        stored = int.from_bytes(reader.lookup(b"meta", b"generation") or b"", "big")
+        self.generation = max(self.generation, stored + 1, pending.generation + 1 if pending else 0)
         self._load_parts()
 
     def _load_parts(self) -> None:

@@ -26,7 +26,7 @@ from wsfs.errors import PreconditionFailedError, TransientStoreError
 from wsfs.index.base import Pending, Standing, dirty_rows, drop_pending, known_frame, write_pending
 from wsfs.index.index import Index
 from wsfs.index.tables import Reader
-from wsfs.model import BLOCK_SIZE, INLINE_MAX, FrameLoc, Inline, Local, Packed, pack_key, segment_key
+from wsfs.model import BLOCK_SIZE, INLINE_MAX, FrameLoc, Inline, Packed, pack_key, segment_key
 from wsfs.repo import codec
 from wsfs.repo.frame import digest
 from wsfs.repo.head import State
@@ -116,17 +116,18 @@ class Committer:
         if not self._on_owner(lambda: self._index.is_dirty):
             return None
         fold = self._should_fold(may_fold=may_fold)
-        generation, reader = self._index.frozen_reader(lambda: self._on_owner(self._freeze))
-        blocks: list[_Work] = []
+        reader: Reader | None = None
         committed = False
         try:
+            generation, reader = self._index.frozen_reader(lambda: self._on_owner(self._freeze))
             self._reached("frozen")
             blocks = self._blocks(reader, generation)
             saved = self._push(reader, generation, blocks, state, fold=fold)
             committed = True
         finally:
-            reader.close()
-            self._on_owner(lambda: self._thaw(blocks, committed=committed))
+            if reader is not None:
+                reader.close()
+            self._on_owner(lambda: self._thaw(committed=committed))
         return Saved(saved.seq, saved.files, saved.bytes, saved.sent, saved.puts, time.monotonic() - began)
 
     # --- steps on the owner thread --------------------------------------------------------------------------------
@@ -138,14 +139,8 @@ class Committer:
             self._frozen_counters = (self._index.next_id, self._index.files, self._index.bytes)
         return generation
 
-    def _thaw(self, blocks: list[_Work], *, committed: bool) -> None:
-        still = []
-        if not committed:
-            for work in blocks:
-                gone = self._index.is_detached(work.ino)
-                if not gone and isinstance(self._index.block(work.ino, work.index), Local):
-                    still.append((work.ino, work.index))
-        self._overlay.thaw(still)
+    def _thaw(self, *, committed: bool) -> None:
+        self._overlay.thaw(committed=committed)
         self._index.thaw(committed=committed)
 
     # --- the commit -----------------------------------------------------------------------------------------------
@@ -158,6 +153,7 @@ class Committer:
         head = self._lease.refresh()
         if head.commit == pending.standing.commit:
             self._index.advance(pending, decode_segment(pending.blocks))
+            self._on_owner(self._overlay.settled)
         else:
             self._index.rewrite(drop_pending)
 

@@ -44,7 +44,7 @@ class Evictor:
 
     def evict(self, ino: int) -> bool:
         """Drop one file's resident blocks; False when any of its blocks has no other copy."""
-        if ino in self._overlay.dirty or self._overlay.is_frozen(ino) or self._index.is_detached(ino):
+        if self._overlay.is_unsaved(ino) or self._overlay.is_frozen(ino) or self._index.is_detached(ino):
             return False
         try:
             rows = self._index.scan(ino, codec.BLOCK)

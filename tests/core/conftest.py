@@ -1,0 +1,34 @@
+"""A workspace without FUSE: see harness.py."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from harness import World
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    """A mounted empty workspace, with real block sizes."""
+    world = World(tmp_path)
+    world.start()
+    yield world
+    world.crash()
+
+
+@pytest.fixture
+def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    """The same with blocks of 4 KiB, and packs, partitions and windows to match."""
+    from harness import shrink
+
+    shrink(monkeypatch)
+    world = World(tmp_path)
+    world.start()
+    yield world
+    world.crash()
