@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, Final
@@ -166,12 +167,13 @@ def read_head(store: Store) -> HeadVersion:
     return HeadVersion(decode_head(blob.data), blob.etag, blob.age)
 
 
-def swap_head(store: Store, old: HeadVersion, new: Head) -> HeadVersion:
+def swap_head(store: Store, old: HeadVersion, new: Head, unanswered: Collection[str] = ()) -> HeadVersion:
     """Replace `old` by `new`, if nobody else has replaced it. Never retried blindly.
 
     A refusal and a lost answer are both ambiguous: the swap may have been applied. So HEAD is read again, and our nonce
     in it means success. Raises FencedError when somebody of a higher epoch was there first, TransientStoreError when it
-    cannot be known now (swap again later with the HEAD that is read then).
+    cannot be known now (swap again later with the HEAD that is read then). `unanswered` are the nonces of swaps of ours
+    that got no answer: one of them may be applied late, and then it is no stranger's.
     """
     try:
         etag = store.put(HEAD_KEY, encode_head(new), if_match=old.etag)
@@ -181,6 +183,8 @@ def swap_head(store: Store, old: HeadVersion, new: Head) -> HeadVersion:
             return now
         if now.head.epoch > old.head.epoch:
             raise fenced(now.head) from exc
+        if now.head.nonce in unanswered:
+            raise TransientStoreError(f"an earlier change of HEAD of {store.url} arrived late: {exc}") from exc
         if now.etag != old.etag:
             raise FencedError(
                 f"HEAD of {store.url} was changed by somebody who does not hold the workspace: this mount stops writing"

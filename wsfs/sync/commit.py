@@ -112,7 +112,7 @@ class Committer:
         Raises StoreError, FencedError, CacheError: everything is kept, and it can be repeated.
         """
         began = time.monotonic()
-        self._settle()
+        self._settle(state)
         if not self._on_owner(lambda: self._index.is_dirty):
             return None
         fold = self._should_fold(may_fold=may_fold)
@@ -145,7 +145,7 @@ class Committer:
 
     # --- the commit -----------------------------------------------------------------------------------------------
 
-    def _settle(self) -> None:
+    def _settle(self, state: State) -> None:
         """Find out what became of a commit whose swap of HEAD got no answer."""
         pending = self._index.pending
         if pending is None:
@@ -155,6 +155,8 @@ class Committer:
             self._index.advance(pending, decode_segment(pending.blocks))
             self._on_owner(self._overlay.settled)
         else:
+            # The request may still be on its way: with another version of HEAD it cannot be applied any more.
+            self._lease.renew(state)
             self._index.rewrite(drop_pending)
 
     def _should_fold(self, *, may_fold: bool) -> bool:

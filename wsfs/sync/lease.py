@@ -88,6 +88,7 @@ class Lease:
         self._holder = holder
         self._lock = threading.Lock()
         self._fenced: FencedError | None = None
+        self._unanswered: set[str] = set()
         self._released = False
 
     @classmethod
@@ -166,10 +167,15 @@ class Lease:
                 return
             head: Head = replace(self._version.head, **changes)  # type: ignore[arg-type]
             try:
-                self._version = swap_head(self._store, self._version, head)
+                self._version = swap_head(self._store, self._version, head, self._unanswered)
             except FencedError as exc:
                 self._fenced = exc
                 raise
+            except StoreError:
+                self._unanswered.add(head.nonce)
+                raise
+            # HEAD has a new ETag: none of those can be applied any more.
+            self._unanswered.clear()
             self._released = release
 
 

@@ -1,0 +1,316 @@
+"""Bugs that were found once: each test failed before its fix."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from harness import Crash, World, saved_tree, tree, unreachable
+
+from wsfs.errors import CacheFullError, FormatError, PreconditionFailedError, StoreError, TransientStoreError
+from wsfs.model import Local
+
+
+def fail_at(world: World, step: str) -> None:
+    def reached(now: str) -> None:
+        if now == step:
+            raise StoreError("failed here")
+
+    world.reached = reached
+
+
+def uncertain_commit(world: World) -> None:
+    """A commit that succeeds without this mount getting to know it."""
+
+    def lost(_method: str, key: str) -> None:
+        if key == "HEAD":
+            world.store.fault = unreachable
+            raise TransientStoreError("no answer")
+
+    world.store.lost = lost
+    with pytest.raises(TransientStoreError):
+        world.commit()
+    world.store.heal()
+
+
+@pytest.mark.parametrize("crash", [False, True])
+def test_a_write_after_an_uncertain_commit_is_committed(world: World, crash: bool, tmp_path: Any) -> None:
+    """A commit seemed to fail and had succeeded: what was written to its blocks since is new, and is not forgotten."""
+    ino = world.create(b"f", b"old" * 1000)
+    uncertain_commit(world)
+    world.write(ino, 0, b"new" * 1000)
+    if crash:
+        world.restart()
+    world.commit()
+    assert saved_tree(world, tmp_path / "elsewhere")[b"/f"][1] == b"new" * 1000
+
+
+def test_what_is_replayed_is_newer_than_the_pending_commit(world: World, tmp_path: Any) -> None:
+    """A commit of recovered rows freezes an empty memtable: what the journal holds after it is not part of it."""
+    ino = world.create(b"f", b"old" * 1000)
+    world.restart()
+
+    def reached(step: str) -> None:
+        if step == "frozen":
+            world.write(ino, 0, b"new" * 1000)
+            world.create(b"g")
+        if step == "head":
+            world.crash()
+            raise Crash
+
+    world.reached = reached
+    with pytest.raises(Crash):
+        world.commit()
+    world.reached = lambda _step: None
+    world.start()
+    assert world.commit() is not None
+    assert saved_tree(world, tmp_path / "elsewhere") == tree(world)
+    assert world.content(b"f") == b"new" * 1000
+
+
+def test_a_commit_that_fails_at_once_keeps_blocks_frozen_for_the_next(small: World, tmp_path: Any) -> None:
+    """The next commit is one point in time too: it knows which blocks to preserve."""
+    ino = small.create(b"f", b"old" * 1000)
+    fail_at(small, "frozen")
+    with pytest.raises(StoreError):
+        small.commit()
+
+    def reached(step: str) -> None:
+        if step == "frozen":
+            small.write(ino, 0, b"new" * 1000)
+
+    small.reached = reached
+    small.commit()
+    assert saved_tree(small, tmp_path / "elsewhere")[b"/f"][1] == b"old" * 1000
+
+
+def test_a_commit_for_which_the_disk_was_full_can_be_repeated(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The flush after the freeze fails: the overlay must not stay frozen for ever."""
+    world.create(b"f", b"x")
+    flush, calls = world.index.flush, []
+
+    def full() -> None:
+        calls.append(1)
+        if len(calls) == 2:
+            raise CacheFullError("full")
+        flush()
+
+    monkeypatch.setattr(world.index, "flush", full)
+    with pytest.raises(CacheFullError):
+        world.commit()
+    assert world.commit() is not None
+    assert not world.index.is_dirty
+
+
+@pytest.mark.parametrize("point", ["begin", "write", "apply"])
+def test_a_write_that_found_the_disk_full_can_be_repeated(world: World, point: str) -> None:
+    """A block counts as dirty only once its row says so."""
+    ino = world.create(b"f")
+    target: Any = world.index if point == "apply" else world.overlay
+    original = getattr(target, point)
+
+    def full(*_args: Any) -> None:
+        raise CacheFullError("full")
+
+    setattr(target, point, full)
+    with pytest.raises(CacheFullError):
+        world.write(ino, 0, b"first")
+    setattr(target, point, original)
+    world.write(ino, 0, b"again")
+    assert world.read(ino) == b"again"
+    assert world.index.block(ino, 0) == Local()
+
+
+def test_bytes_of_a_failed_write_do_not_come_to_light(world: World) -> None:
+    """A file that grows by truncation shows zeros, not what a failed write left beyond its end."""
+    ino = world.create(b"f", b"kept")
+    original = world.overlay.write
+
+    def half(ino: int, offset: int, data: bytes) -> None:
+        original(ino, offset, data[: len(data) // 2])
+        raise CacheFullError("full")
+
+    world.overlay.write = half  # type: ignore[method-assign]
+    with pytest.raises(CacheFullError):
+        world.write(ino, 4, b"secret" * 10)
+    world.overlay.write = original  # type: ignore[method-assign]
+    world.truncate(ino, 100)
+    assert world.read(ino) == b"kept" + bytes(96)
+
+
+def test_the_last_block_of_the_largest_file_can_be_cut(world: World) -> None:
+    """4 PiB is 2^32 blocks: there is no block after the last one to look for."""
+    ino = world.create(b"f")
+    world.truncate(ino, 1 << 52)
+    world.truncate(ino, (1 << 52) - 1)
+    assert world.names.inode(ino).size == (1 << 52) - 1
+    assert world.errno(world.truncate, ino, (1 << 52) + 1) == errno.EFBIG
+
+
+def test_bytes_that_go_bad_in_the_cache_are_fetched_again(world: World) -> None:
+    """Even when they were fetched by this very mount: only what the store itself sends is the store's fault."""
+    data = os.urandom(5000)
+    world.create(b"f", data)
+    world.stop()
+    world.start()
+    world.restart_cold()
+    assert world.content(b"f") == data
+    for path in (world.cache_path / "packs").iterdir():
+        path.write_bytes(b"rot" * 3000)
+    world.workspace.packs._opened.clear()
+    assert world.content(b"f") == data
+    for path in (world.cache_path / "packs").iterdir():
+        path.unlink()
+    world.workspace.packs._opened.clear()
+    assert world.content(b"f") == data
+
+
+def test_a_rotation_right_after_a_flush_keeps_its_journal(world: World) -> None:
+    """The owner may rotate while another thread still tidies up after its flush: each removes its own journal only."""
+    world.create(b"a")
+    world.index.rotate()
+    index = world.index
+    old = index._old_journal
+    close = old.close
+
+    def close_late() -> None:
+        world.create(b"b")
+        assert index.rotate()
+        close()
+
+    old.close = close_late  # type: ignore[method-assign]
+    index.flush()
+    assert not old.path.exists()
+    assert index._old_journal.path.exists()
+    world.restart()
+    assert world.listing()[1:] == [b"a", b"b"]
+
+
+def test_no_mark_overtakes_data_that_another_fsync_still_writes(world: World) -> None:
+    """Two fsyncs at once: the second must not vouch for rows whose data the first has not brought to disk yet."""
+    one = world.create(b"one", b"a" * 100)
+    other = world.create(b"other", b"b" * 100)
+    world.commit()
+    world.write(one, 0, b"c" * 100)
+    started, go_on = threading.Event(), threading.Event()
+    synced: list[set[int]] = []
+    inner = world.index._before_durable
+
+    def slow(inodes: set[int]) -> None:
+        if threading.current_thread() is first:
+            started.set()
+            go_on.wait(10)
+        inner(inodes)
+        synced.append(set(inodes))
+
+    world.index._before_durable = slow
+    world.index.guard_data(one)
+    first = threading.Thread(target=world.index.sync_point())
+    first.start()
+    started.wait(10)
+    world.fsync(other)
+    go_on.set()
+    first.join()
+    assert one in synced[0]
+
+
+def test_a_truncation_during_an_upload_does_not_trip_over_it(small: World) -> None:
+    """The commit's threads take blocks off the frozen set while the owner walks it."""
+    ino = small.create(b"f", os.urandom(64 * 4096))
+    overlay = small.overlay
+    overlay.freeze()
+    errors: list[BaseException] = []
+    stop = threading.Event()
+
+    def capture() -> None:
+        while not stop.is_set():
+            for number in range(64):
+                overlay.capture(ino, number, 4096)
+                overlay._frozen.setdefault(ino, set()).add(number + 1000)
+
+    thread = threading.Thread(target=capture)
+    thread.start()
+    try:
+        for _ in range(300):
+            overlay.preserve_from(ino, 64_000)
+    except RuntimeError as exc:
+        errors.append(exc)
+    stop.set()
+    thread.join()
+    overlay.thaw(committed=False)
+    assert errors == []
+
+
+def test_a_store_with_other_bytes_is_reported(world: World) -> None:
+    """A pack that was changed in the bucket is a FormatError, and is asked for again the next time."""
+    data = os.urandom(5000)
+    world.create(b"f", data)
+    world.stop()
+    world.start()
+    world.restart_cold()
+    (key,) = [key for key in world.bucket.objects if key.startswith("packs/")]
+    good = world.bucket.objects[key]
+    world.store.put(key, bytes(len(good.data)))
+    for _ in range(2):
+        with pytest.raises(FormatError, match=key):
+            world.content(b"f")
+    world.bucket.objects[key] = good
+    assert world.content(b"f") == data
+
+
+def hold_back_head(world: World) -> Callable[[], object]:
+    """A commit whose swap of HEAD is given up, but still on its way: the result lets it arrive."""
+    late: list[Callable[[], object]] = []
+    put = world.store.put
+
+    def given_up(key: str, data: bytes, **condition: Any) -> str:
+        if key == "HEAD":
+            late.append(lambda: put(key, data, **condition))
+            raise TransientStoreError("given up")
+        return put(key, data, **condition)
+
+    world.store.put = given_up  # type: ignore[method-assign]
+    with pytest.raises(TransientStoreError):
+        world.commit()
+    world.store.put = put  # type: ignore[method-assign]
+    return late[0]
+
+
+def test_a_swap_that_arrives_late_is_not_taken_for_a_stranger(world: World, tmp_path: Any) -> None:
+    """A request that was given up and is applied all the same is ours: no reason to stop writing."""
+    world.create(b"a")
+    arrive = hold_back_head(world)
+    world.create(b"b")
+
+    def between(method: str, key: str) -> None:
+        if (method, key) == ("put", "HEAD"):
+            world.store.heal()
+            arrive()
+
+    world.store.fault = between
+    with pytest.raises(TransientStoreError, match="arrived late"):
+        world.commit()
+    world.commit()
+    assert saved_tree(world, tmp_path / "elsewhere") == tree(world)
+
+
+def test_a_swap_that_was_given_up_cannot_be_applied_later(world: World, tmp_path: Any) -> None:
+    """Before a commit is tried again HEAD gets another version, so that the cache always knows what it stands on."""
+    world.create(b"a")
+    arrive = hold_back_head(world)
+    world.create(b"b")
+
+    def reached(step: str) -> None:
+        if step == "pending":
+            with pytest.raises(PreconditionFailedError):
+                arrive()
+
+    world.reached = reached
+    world.commit()
+    world.restart()
+    assert world.listing()[1:] == [b"a", b"b"]
+    assert saved_tree(world, tmp_path / "elsewhere") == tree(world)
