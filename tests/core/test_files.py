@@ -1,0 +1,282 @@
+"""The bytes of files, block by block; and the overlay and the pack cache below."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from harness import SMALL_BLOCK as BLOCK
+from harness import World, saved_tree
+
+from wsfs.data.overlay import Overlay
+from wsfs.data.packcache import PackCache
+from wsfs.errors import NeedRemote
+from wsfs.model import BLOCK_SIZE, FrameLoc, Inline, Local, Packed, pack_key
+from wsfs.repo.frame import digest
+from wsfs.repo.pack import PackWriter, make_frame
+from wsfs.store.memory import MemoryStore
+
+
+def test_holes_are_zeros_and_take_no_room(world: World) -> None:
+    """A file of 5 GiB with one byte in it has one block, and is committed as one."""
+    ino = world.create(b"f")
+    world.write(ino, 5 << 30, b"x")
+    assert world.read(ino, (5 << 30) - 4, 100) == b"\0\0\0\0x"
+    assert world.read(ino, 1 << 30, 10) == bytes(10)
+    assert world.index.block(ino, 0) is None
+    saved = world.commit()
+    assert saved is not None
+    assert saved.sent < 10_000
+    world.restart_cold()
+    assert world.read(ino, (5 << 30) - 4, 100) == b"\0\0\0\0x"
+
+
+def test_reads_end_with_the_file(world: World) -> None:
+    """Fewer bytes at the end, none beyond it."""
+    ino = world.create(b"f", b"0123456789")
+    assert world.read(ino, 8, 10) == b"89"
+    assert world.read(ino, 10, 10) == world.read(ino, 99, 10) == b""
+    assert world.read(ino, 0, 0) == b""
+
+
+@pytest.mark.parametrize("step", ["local", "committed", "evicted", "cold"])
+@pytest.mark.parametrize("cut", [1, 100, BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK + 7])
+def test_what_was_cut_off_stays_away(small: World, step: str, cut: int) -> None:
+    """Truncated and extended again, a file shows zeros: from the overlay, from a pack, and after a commit of that."""
+    ino = small.create(b"f", b"s" * (3 * BLOCK))
+    if step != "local":
+        small.commit()
+    if step == "evicted":
+        assert small.evictor.evict(ino)
+    if step == "cold":
+        small.restart_cold()
+    small.truncate(ino, cut)
+    small.truncate(ino, 3 * BLOCK)
+    expected = b"s" * cut + bytes(3 * BLOCK - cut)
+    assert small.read(ino) == expected
+    small.write(ino, 3 * BLOCK - 1, b"e")
+    expected = expected[:-1] + b"e"
+    assert small.read(ino) == expected
+    small.commit()
+    assert small.read(ino) == expected
+    small.restart_cold()
+    assert small.read(ino) == expected
+
+
+@pytest.mark.parametrize("evict", [False, True])
+def test_a_small_change_in_a_packed_block_keeps_the_rest(small: World, evict: bool) -> None:
+    """Read, modify, write: across blocks, packs and fetch windows, without or with the bytes at hand."""
+    content = bytearray(os.urandom(9 * BLOCK + 100))
+    ino = small.create(b"f", bytes(content))
+    small.commit()
+    if evict:
+        small.restart_cold()
+    for offset, data in [(5, b"a"), (BLOCK - 2, b"bcde"), (3 * BLOCK + 1, b"f" * 2 * BLOCK), (9 * BLOCK + 99, b"gh")]:
+        small.write(ino, offset, data)
+        content[offset : offset + len(data)] = data
+    assert small.read(ino) == content
+    small.commit()
+    small.restart_cold()
+    assert small.read(ino) == content
+
+
+def test_nothing_is_fetched_to_be_overwritten(small: World) -> None:
+    """A write that covers a block, or all that the file has of it, needs no old bytes."""
+    ino = small.create(b"f", os.urandom(2 * BLOCK + 600))
+    small.commit()
+    small.restart_cold()
+    small.do(small.names.lookup, 1, b"f")
+    small.store.log.clear()
+    small.write(ino, BLOCK, b"n" * (BLOCK + 600))
+    assert small.store.log == []
+    small.write(ino, 1, b"x")
+    assert [key[:5] for _, key in small.store.log] == ["packs"]
+
+
+@pytest.mark.parametrize("size", [1, 512])
+def test_tiny_contents_travel_in_their_row(world: World, size: int) -> None:
+    """At most 512 bytes need no pack, also when they are changed and cut later."""
+    ino = world.create(b"f", b"t" * size)
+    saved = world.commit()
+    assert saved is not None
+    assert world.store.puts("packs/") == []
+    assert world.index.block(ino, 0) == Inline(b"t" * size)
+    assert world.read(ino) == b"t" * size
+    world.restart_cold()
+    world.write(ino, size, b"u")
+    assert world.read(ino) == b"t" * size + b"u"
+    world.truncate(ino, 1)
+    world.commit()
+    assert world.index.block(ino, 0) == Inline(b"t")
+    world.truncate(ino, 5)
+    assert world.read(ino) == b"t\0\0\0\0"
+
+
+def test_a_row_says_where_a_block_is(small: World) -> None:
+    """Local, then packed and resident, then packed only, and local again once it is written to."""
+    ino = small.create(b"f", b"p" * BLOCK)
+    assert small.index.block(ino, 0) == Local()
+    assert not small.evictor.evict(ino)
+    small.commit()
+    block = small.index.block(ino, 0)
+    assert isinstance(block, Packed)
+    assert block.resident
+    assert small.evictor.evict(ino)
+    assert small.index.block(ino, 0) == block._replace(resident=False)
+    assert not small.index.is_dirty
+    small.write(ino, 0, b"x")
+    assert small.index.block(ino, 0) == Local()
+
+
+def test_unsaved_bytes_are_counted(small: World) -> None:
+    """By blocks, up to the end of the file, and none after a commit."""
+    ino = small.create(b"f", bytes(BLOCK + 10))
+    assert small.files.unsaved_bytes() == BLOCK + 10
+    small.truncate(ino, 4)
+    assert small.files.unsaved_bytes() == 4
+    small.commit()
+    assert small.files.unsaved_bytes() == 0
+
+
+# --- the overlay ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def overlay(tmp_path: Path) -> Overlay:
+    return Overlay(tmp_path)
+
+
+def test_a_frozen_block_is_captured_as_it_was(overlay: Overlay) -> None:
+    """Changed, cut, dropped: a commit gets the bytes of the freeze, and later changes belong to the next one."""
+    for ino in (1, 2, 3):
+        overlay.mark(ino, 0)
+        overlay.write(ino, 0, b"old")
+    overlay.freeze()
+    overlay.mark(1, 0)
+    overlay.write(1, 0, b"new")
+    overlay.preserve_from(2, 0)
+    overlay.cut(2, 0)
+    overlay.drop(3)
+    assert [overlay.capture(ino, 0, 3) for ino in (1, 2, 3)] == [b"old"] * 3
+    assert overlay.dirty == {1: {0}}
+    assert [overlay.is_frozen(ino) for ino in (1, 2, 3, 4)] == [True, True, True, False]
+    overlay.thaw(committed=True)
+    assert overlay.unsaved() == {1: {0}}
+    assert overlay.read(1, 0, 0, 3) == b"new"
+    assert sorted(overlay.inodes()) == [1, 2]
+    overlay.close()
+
+
+def test_a_captured_block_needs_no_copy_any_more(overlay: Overlay, tmp_path: Path) -> None:
+    """Once the commit has read it, programs write on without keeping anything."""
+    overlay.mark(1, 0)
+    overlay.write(1, 0, b"old")
+    overlay.freeze()
+    assert overlay.capture(1, 0, 3) == b"old"
+    overlay.mark(1, 0)
+    assert list((tmp_path / "frozen").iterdir()) == []
+    overlay.thaw(committed=False)
+    assert overlay.unsaved() == {1: {0}}
+    overlay.close()
+
+
+def test_a_block_begins_empty_whatever_lay_there(overlay: Overlay) -> None:
+    """Stale bytes of an earlier life of the block are gone, those of its neighbours are not."""
+    overlay.write(1, 0, b"s" * (3 * BLOCK_SIZE))
+    overlay.begin(1, 1, b"new")
+    assert overlay.read(1, 1, 0, BLOCK_SIZE) == b"new" + bytes(BLOCK_SIZE - 3)
+    assert overlay.read(1, 0, 0, BLOCK_SIZE) == overlay.read(1, 2, 0, BLOCK_SIZE) == b"s" * BLOCK_SIZE
+    overlay.close()
+
+
+def test_copies_of_a_dead_commit_are_swept(overlay: Overlay, tmp_path: Path) -> None:
+    """They serve a running commit only."""
+    overlay.mark(1, 0)
+    overlay.write(1, 0, b"old")
+    overlay.freeze()
+    overlay.mark(1, 0)
+    assert list((tmp_path / "frozen").iterdir()) != []
+    overlay.close()
+    Overlay(tmp_path).close()
+    assert list((tmp_path / "frozen").iterdir()) == []
+
+
+# --- the pack cache ---------------------------------------------------------------------------------------------------
+
+
+def packs(store: MemoryStore, count: int) -> list[tuple[bytes, FrameLoc]]:
+    """Some packs with one incompressible frame each."""
+    found = []
+    for number in range(1, count + 1):
+        data = os.urandom(100_000)
+        writer = PackWriter(1, number)
+        loc = writer.add(make_frame(data, digest(data)), 5, 0)
+        store.put(pack_key(1, number), writer.finish())
+        found.append((data, loc))
+    return found
+
+
+def read(cache: PackCache, loc: FrameLoc) -> bytes:
+    while True:
+        try:
+            return cache.read(loc)
+        except NeedRemote as need:
+            for fetch in need.fetches.values():
+                fetch()  # type: ignore[operator]
+
+
+def test_the_pack_cache_stays_within_its_limit(tmp_path: Path) -> None:
+    """The packs that were not used for longest go; what is asked for is always served."""
+    store = MemoryStore()
+    blocks = packs(store, 5)
+    now = [0.0]
+    cache = PackCache(tmp_path, store, 250_000, clock=lambda: now[0])
+    cache._keep_opened = lambda _key, _data: None  # type: ignore[method-assign]
+    for data, loc in blocks:
+        now[0] += 1
+        assert read(cache, loc) == data
+        assert read(cache, blocks[0][1]) == blocks[0][0]
+    names = {path.name for path in (tmp_path / "packs").iterdir()}
+    assert f"{1:08x}-{1:08x}" in names
+    assert len(names) <= 3
+    assert cache.size <= 350_000
+
+
+def test_the_pack_cache_outlives_a_restart(tmp_path: Path) -> None:
+    """What was fetched once is not fetched again, and counts as used room."""
+    store = MemoryStore()
+    ((data, loc),) = packs(store, 1)
+    read(PackCache(tmp_path, store, 1 << 30), loc)
+    store.close()
+    again = PackCache(tmp_path, store, 1 << 30)
+    assert again.read(loc) == data
+    assert again.size >= 100_000
+
+
+def test_torn_bytes_in_the_cache_are_fetched_again(tmp_path: Path) -> None:
+    """Zeros where a power loss took the bytes fail the digest."""
+    store = MemoryStore()
+    ((data, loc),) = packs(store, 1)
+    read(PackCache(tmp_path, store, 1 << 30), loc)
+    (path,) = (tmp_path / "packs").iterdir()
+    torn = bytearray(path.read_bytes())
+    torn[5000:9000] = bytes(4000)
+    path.write_bytes(torn)
+    assert read(PackCache(tmp_path, store, 1 << 30), loc) == data
+
+
+def test_equal_blocks_travel_once(small: World, tmp_path: Path) -> None:
+    """Within a commit and across commits, also after a cold start that has loaded their rows."""
+    data = os.urandom(2 * BLOCK)
+    small.create(b"a", data + data)
+    small.create(b"b", data)
+    small.commit()
+    assert sum(len(small.bucket.objects[key].data) for key in small.store.puts("packs/")) < 3 * BLOCK
+    small.restart_cold()
+    assert small.content(b"a") == data + data
+    small.create(b"c", data)
+    small.store.log.clear()
+    small.commit()
+    assert small.store.puts("packs/") == []
+    assert saved_tree(small, tmp_path / "elsewhere")[b"/c"][1] == data
