@@ -345,8 +345,8 @@ def new_site(request: pytest.FixtureRequest) -> Callable[[Path, str], Site]:
 
 
 @pytest.fixture(scope="session")
-def real_s3() -> str:
-    """The endpoint of a real S3 server, with our bucket on it."""
+def real_s3() -> Iterator[str]:
+    """The endpoint of a real S3 server, with our bucket on it; our objects are removed at the end."""
     endpoint = os.environ.get("WSFS_TEST_S3_ENDPOINT")
     if not endpoint:
         pytest.skip("WSFS_TEST_S3_ENDPOINT names no S3 server")
@@ -355,8 +355,11 @@ def real_s3() -> str:
     client = boto3.session.Session().client("s3", endpoint_url=endpoint)
     if BUCKET not in [bucket["Name"] for bucket in client.list_buckets()["Buckets"]]:
         client.create_bucket(Bucket=BUCKET)
+    yield endpoint
+    for page in client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=f"run-{os.getpid()}/"):
+        for item in page.get("Contents", ()):
+            client.delete_object(Bucket=BUCKET, Key=item["Key"])
     client.close()
-    return endpoint
 
 
 @contextlib.contextmanager

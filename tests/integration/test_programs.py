@@ -43,6 +43,7 @@ def same(tools: type[Helpers], one: Path, two: Path) -> None:
         assert tools.run(*words, f"{source}/", f"{target}/").stdout == ""
 
 
+@pytest.mark.parametrize("site", ["directory", pytest.param("real", marks=pytest.mark.s3)], indirect=True)
 def test_git(workspace: Site, tools: type[Helpers], package: Path, tmp_path: Path) -> None:
     """clone, commit, branch, gc; after a cold remount the status is clean without a look at any content."""
     origin = tmp_path / "origin"
