@@ -55,8 +55,9 @@ WATCH_SECONDS: Final = 2.0
 _STOPPING_IS_WORTH_SAYING: Final = 8 << 20
 
 
-def run(settings: MountSettings, ready: Callable[[], None]) -> None:
-    """Mount, serve until stopped, and push everything. `ready` is called once the mount answers.
+def run(settings: MountSettings, ready: Callable[[], None], tell: Callable[[str], None] = lambda _notice: None) -> None:
+    """Mount, serve until stopped, and push everything. `ready` is called once the mount answers, `tell` before that
+    with what the user should know: what is waited for, what was recovered.
 
     Raises WsfsError: before `ready` when the mount was refused, and after it (SyncFailedError) when the last push
     failed; everything is kept in the cache directory then.
@@ -66,7 +67,12 @@ def run(settings: MountSettings, ready: Callable[[], None]) -> None:
         raise UsageError(f"{mountpoint} is not a directory: make it first, with 'mkdir -p {mountpoint}'")
     raw = open_store(settings.url, endpoint_url=settings.endpoint_url, addressing_style=settings.addressing_style)
     store = RetryingStore(raw)
-    cache = CacheDirectory(settings.cache_dir, log.warning)
+
+    def notice(message: str) -> None:
+        log.warning("%s", message)
+        tell(message)
+
+    cache = CacheDirectory(settings.cache_dir, notice)
     clean = False
     try:
         cache.note(str(mountpoint), State.STARTING)
@@ -77,7 +83,7 @@ def run(settings: MountSettings, ready: Callable[[], None]) -> None:
             takeover=settings.takeover,
             read_only=settings.read_only,
             cache_size=settings.cache_size or _default_cache_size(settings.cache_dir),
-            tell=log.warning,
+            tell=notice,
         )
         try:
             Daemon(settings, store, workspace, cache, ready).run()
@@ -389,10 +395,21 @@ class Daemon:
             await self._unmounted.wait()
 
     async def _watch_mount(self) -> None:
-        """Notice an unmount that the kernel does not tell us of, because another mount namespace holds the mount."""
+        """Notice an unmount that does not end the session: a lazy one while files are open, or one in this mount
+        namespace only. Whoever has the mount still goes on; what is there is saved now, and then as before.
+        """
         while await trio.to_thread.run_sync(mountpoints.is_mounted, self._settings.mountpoint):  # noqa: ASYNC110 - no event
             await trio.sleep(WATCH_SECONDS)
-        await self._end_session()
+        with trio.move_on_after(HELD_ELSEWHERE_SECONDS):
+            await self._unmounted.wait()
+        if not self._unmounted.is_set() and self._state != State.STOPPING:
+            log.warning(
+                "unmounted, but an open file or another mount namespace holds it: served until that ends"
+            )
+            try:
+                await self._save(State.RUNNING)
+            except WsfsError as exc:
+                log.error("not everything could be saved yet: %s", exc)
 
     async def _say_stopping(self) -> None:
         """Let other hosts see that waiting is worth it, when there is something to wait for."""

@@ -131,7 +131,7 @@ def run_foreground(settings: MountSettings, reporter: background.Reporter) -> No
         daemon.wait_for_predecessor(where, progress)
         from wsfs.mount import run
 
-        run(settings, ready)
+        run(settings, ready, progress)
     except BaseException as exc:
         # Nothing here may touch the mount: if it is still there, this process would have to answer.
         error = control.as_wsfs_error(exc)

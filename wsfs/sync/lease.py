@@ -181,6 +181,7 @@ class Lease:
 
 def wait_for(
     store: Store,
+    version: HeadVersion,
     me: Holder,
     *,
     patience: float,
@@ -188,15 +189,14 @@ def wait_for(
     sleep: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
 ) -> HeadVersion:
-    """HEAD, once nothing is in the way; or after `patience` seconds, or as soon as waiting is pointless, as it is then.
+    """HEAD, once nothing is in the way; or, when waiting is pointless, as it is after `patience` seconds.
 
-    A mount that is saving is waited for as long as it renews HEAD. One that only runs gets a short moment: it may have
-    been unmounted just now.
+    `version` is HEAD as it was just read. A mount that is saving is waited for as long as it renews HEAD. One that only
+    runs gets a short moment: it may have been unmounted just now.
     """
     started = clock()
     told = ""
     while True:
-        version = read_head(store)
         blocked = obstacle(version, me)
         waited = clock() - started
         if blocked is None or (waited >= patience and not blocked.worth):
@@ -205,6 +205,7 @@ def wait_for(
             told = blocked.reason
             tell(f"waiting: {blocked.reason}")
         sleep(min(0.2 + waited / 10, 2.0))
+        version = read_head(store)
 
 
 def best_effort(action: Callable[[], None], failed: Callable[[StoreError | FencedError], None]) -> None:

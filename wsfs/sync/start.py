@@ -5,11 +5,9 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import shutil
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeVar
@@ -31,6 +29,7 @@ from wsfs.index.index import Batch, Index
 from wsfs.model import MARKER_INO, MARKER_NAME, ROOT_INO, Ino, Packed
 from wsfs.repo import codec
 from wsfs.repo.head import HeadVersion, Holder, State, read_head
+from wsfs.repo.manifest import Manifest
 from wsfs.repo.segment import decode_segment
 from wsfs.repo.workspace import Format, read_format
 from wsfs.store.base import Store
@@ -60,10 +59,16 @@ class CacheDirectory:
                 f"the cache directory {path} cannot be used ({exc.strerror}): name another with --cache-dir"
             ) from exc
         self._wait(tell, sleep)
-        clean = path / "clean"
-        self.last_boot = clean.read_text() if clean.exists() else None
-        """The boot of the last orderly close; None after a crash, and in a new cache."""
-        clean.unlink(missing_ok=True)
+        self.local = path / "local"
+        """Index, journal and overlay. What else is here can be fetched again."""
+        self._clean = path / "clean"
+        boot = path / "boot"
+        self.crashed = boot.exists() and not self._clean.exists()
+        """Whether the last daemon here did not close it in order."""
+        self.rebooted = boot.exists() and boot.read_text() != boot_id()
+        """Whether the machine was started anew since."""
+        self._clean.unlink(missing_ok=True)
+        boot.write_text(boot_id())
 
     def _wait(self, tell: Tell, sleep: Callable[[float], None]) -> None:
         told = False
@@ -103,7 +108,7 @@ class CacheDirectory:
     def close(self, *, clean: bool) -> None:
         """Give it up; `clean` says that everything in it is in order and on disk, or will be."""
         if clean:
-            (self.path / "clean").write_text(boot_id())
+            self._clean.touch()
         os.close(self._lock)
 
 
@@ -162,60 +167,81 @@ def open_workspace(
             probing.result()
     if version.head.workspace != fmt.workspace_id:
         raise ForeignWorkspaceError(f"HEAD and FORMAT at {store.url} belong to different workspaces")
+    local = _Local(cache)
     if read_only:
-        return _open(store, cache, fmt, version, None, cache_size, tell)
-    version = wait_for(store, me, patience=PATIENCE if not takeover else 0.0, tell=tell)
-    lease = Lease.take(store, version, me, takeover=takeover)
-    try:
-        return _open(store, cache, fmt, version, lease, cache_size, tell)
-    except WsfsError as exc:
-        reason = str(exc)
-        best_effort(lambda: lease.release(State.ERROR, reason), lambda _failed: None)
-        raise
+        return local.open(store, fmt, version, None, cache_size, tell)
+    version = wait_for(store, version, me, patience=PATIENCE if not takeover else 0.0, tell=tell)
+    with ThreadPoolExecutor(1) as pool:
+        # Side by side with the swap: a mount that is refused has read one object too many.
+        manifest = None if local.stands_on(fmt, version) else pool.submit(read_manifest, store, version.head)
+        lease = Lease.take(store, version, me, takeover=takeover)
+        try:
+            return local.open(store, fmt, version, lease, cache_size, tell, manifest)
+        except WsfsError as exc:
+            reason = str(exc)
+            best_effort(lambda: lease.release(State.ERROR, reason), lambda _failed: None)
+            raise
 
 
-def _open(
-    store: Store,
-    cache: CacheDirectory,
-    fmt: Format,
-    version: HeadVersion,
-    lease: Lease | None,
-    cache_size: int,
-    tell: Tell,
-) -> Workspace:
-    overlay = Overlay(cache.path)
-    index = Index(cache.path, UUID(boot_id()).bytes, overlay.sync)
-    if _settle(index, fmt, version):
-        loader = Loader(store, index)
-    else:
-        if index.is_dirty:
-            index.close()
-            overlay.close()
-            aside = _set_aside(cache.path)
-            tell(
-                f"changes that were never saved build on a commit that is not the newest any more: they were kept in"
-                f" {aside}, and this mount starts from the newest commit"
-            )
-            overlay = Overlay(cache.path)
-            index = Index(cache.path, UUID(boot_id()).bytes, overlay.sync)
-        loader = Loader(store, index)
-        loader.start_from(read_manifest(store, version.head))
-        for ino in list(overlay.inodes()):
-            overlay.drop(ino)
-    packs = PackCache(cache.path, store, cache_size)
-    files = Files(index, overlay, packs)
-    workspace = Workspace(fmt, version, lease, index, overlay, packs, files, Namespace(index, files), loader)
-    for ino, block in index.local_blocks():
-        overlay.dirty.setdefault(ino, set()).add(block)
-    if cache.last_boot is None:
-        _sweep(workspace)
-    if cache.last_boot != boot_id():
-        _demote_residents(workspace)
-    if index.recovered:
-        count = len(index.dirty_inodes)
-        tell(f"recovered after a crash: {index.recovered} operations replayed, {count} files not saved yet are kept")
-    verify_marker(workspace)
-    return workspace
+class _Local:
+    """What the cache directory holds, on its way to become a workspace."""
+
+    def __init__(self, cache: CacheDirectory) -> None:
+        self._cache = cache
+        cache.local.mkdir(mode=0o700, exist_ok=True)
+        self._overlay = Overlay(cache.local)
+        self._index = Index(cache.local, UUID(boot_id()).bytes, self._overlay.sync)
+
+    def stands_on(self, fmt: Format, version: HeadVersion) -> bool:
+        """Whether the rows build on HEAD, once a commit that we died in is completed."""
+        return _settle(self._index, fmt, version)
+
+    def open(
+        self,
+        store: Store,
+        fmt: Format,
+        version: HeadVersion,
+        lease: Lease | None,
+        cache_size: int,
+        tell: Tell,
+        manifest: Future[Manifest] | None = None,
+    ) -> Workspace:
+        """Bring the rows up to HEAD, repair what a crash has left, and verify the marker."""
+        loader = Loader(store, self._index)
+        if not self.stands_on(fmt, version):
+            if self._index.is_dirty:
+                self._keep_unsaved(tell)
+                return _Local(self._cache).open(store, fmt, version, lease, cache_size, tell, manifest)
+            for ino in list(self._overlay.inodes()):
+                self._overlay.drop(ino)
+            loader.start_from(manifest.result() if manifest is not None else read_manifest(store, version.head))
+        index, overlay = self._index, self._overlay
+        packs = PackCache(self._cache.path, store, cache_size)
+        files = Files(index, overlay, packs)
+        workspace = Workspace(fmt, version, lease, index, overlay, packs, files, Namespace(index, files), loader)
+        for ino, block in index.local_blocks():
+            overlay.dirty.setdefault(ino, set()).add(block)
+        if self._cache.crashed:
+            _sweep(workspace)
+        if self._cache.rebooted:
+            _demote_residents(workspace)
+        if index.recovered:
+            count = len(index.dirty_inodes)
+            tell(f"recovered after a crash: {index.recovered} operations replayed, {count} unsaved files are kept")
+        verify_marker(workspace)
+        return workspace
+
+    def _keep_unsaved(self, tell: Tell) -> None:
+        """Set aside what was never saved and builds on a commit that is not HEAD any more."""
+        self._index.close()
+        self._overlay.close()
+        # One rename: a crash leaves all of it here, or all of it there.
+        aside = self._cache.path / f"unsaved-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{os.getpid()}"
+        self._cache.local.rename(aside)
+        tell(
+            "changes that were never saved build on a commit that is not the newest any more: they were kept in"
+            f" {aside}, and this mount starts from the newest commit"
+        )
 
 
 def _settle(index: Index, fmt: Format, version: HeadVersion) -> bool:
@@ -231,16 +257,6 @@ def _settle(index: Index, fmt: Format, version: HeadVersion) -> bool:
     if standing is None:
         return False
     return standing.workspace == fmt.workspace_id and standing.commit == version.head.commit
-
-
-def _set_aside(path: Path) -> Path:
-    """Move what was never saved out of the way, whole: it can be mounted again, or exported, from there."""
-    aside = path / f"unsaved-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{os.getpid()}"
-    aside.mkdir(mode=0o700)
-    for name in ("index", "overlay", *(p.name for p in path.glob("journal-*"))):
-        with suppress(FileNotFoundError):
-            shutil.move(path / name, aside / name)
-    return aside
 
 
 def _sweep(workspace: Workspace) -> None:
