@@ -305,10 +305,10 @@ class Operations(pyfuse3.Operations):
     @mutating
     async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: object) -> None:
         # No ENOSYS here: the kernel would then refuse by itself, and the marker must say EPERM.
-        self._names.check_xattr(Ino(inode), supported=self._xattr)
+        self._names.check_xattr(Ino(inode), name, supported=self._xattr)
         self._names.setxattr(Ino(inode), name, value)
 
     @mutating
     async def removexattr(self, inode: int, name: bytes, ctx: object) -> None:
-        self._names.check_xattr(Ino(inode), supported=self._xattr)
+        self._names.check_xattr(Ino(inode), name, supported=self._xattr)
         self._names.removexattr(Ino(inode), name)

@@ -22,6 +22,7 @@ from wsfs.errors import (
     LeaseHeldError,
     MarkerError,
     NeedRemote,
+    NoWorkspaceError,
     WsfsError,
 )
 from wsfs.index.base import drop_pending
@@ -33,7 +34,7 @@ from wsfs.repo.manifest import Manifest
 from wsfs.repo.segment import decode_segment
 from wsfs.repo.workspace import Format, read_format
 from wsfs.store.base import Store
-from wsfs.store.probe import check_conditional_writes
+from wsfs.store.probe import PROBE_KEY, check_conditional_writes
 from wsfs.sync.lease import Lease, best_effort, boot_id, wait_for
 from wsfs.sync.load import Loader, read_manifest
 from wsfs.tree.namespace import Namespace
@@ -161,8 +162,13 @@ def open_workspace(
         probing = None if read_only else pool.submit(check_conditional_writes, store)
         reading = pool.submit(read_format, store)
         heading = pool.submit(read_head, store)
-        fmt = reading.result()
-        version = heading.result()
+        try:
+            fmt = reading.result()
+            version = heading.result()
+        except NoWorkspaceError:
+            # The probe has left an object where there is nothing else: take it away again.
+            best_effort(lambda: _forget_probe(store, probing), lambda _failed: None)
+            raise
         if probing is not None:
             probing.result()
     if version.head.workspace != fmt.workspace_id:
@@ -181,6 +187,11 @@ def open_workspace(
             reason = str(exc)
             best_effort(lambda: lease.release(State.ERROR, reason), lambda _failed: None)
             raise
+
+
+def _forget_probe(store: Store, probing: Future[None] | None) -> None:
+    if probing is not None and probing.exception() is None and not any(store.list("FORMAT")):
+        store.delete(PROBE_KEY)
 
 
 class _Local:

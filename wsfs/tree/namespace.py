@@ -329,15 +329,16 @@ class Namespace:
         return [key[9:] for key, _ in self._index.scan(ino, codec.XATTR)]
 
     @staticmethod
-    def check_xattr(ino: Ino, *, supported: bool) -> None:
-        """Whether an inode's extended attributes can be changed at all."""
+    def check_xattr(ino: Ino, name: bytes, *, supported: bool) -> None:
+        """Whether this extended attribute of an inode can be changed at all."""
         if ino == MARKER_INO:
             raise _error(errno.EPERM)
-        if not supported:
+        # An access control list that is kept, but that nobody obeys, would be worse than none.
+        if not supported or name.startswith(b"system.posix_acl_"):
             raise _error(errno.ENOTSUP)
 
     def setxattr(self, ino: Ino, name: bytes, value: bytes) -> None:
-        self.check_xattr(ino, supported=True)
+        self.check_xattr(ino, name, supported=True)
         inode = self.inode(ino)
         if len(name) > NAME_MAX:
             raise _error(errno.ERANGE)
@@ -349,7 +350,7 @@ class Namespace:
         self._index.apply(batch)
 
     def removexattr(self, ino: Ino, name: bytes) -> None:
-        self.check_xattr(ino, supported=True)
+        self.check_xattr(ino, name, supported=True)
         self.getxattr(ino, name)
         batch = Batch()
         batch.delete(codec.xattr_key(ino, name))
