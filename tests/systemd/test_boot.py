@@ -20,5 +20,5 @@ def test_a_booted_machine_keeps_the_promises_of_the_units() -> None:
     if done.returncode == CANNOT:
         pytest.skip(done.stderr.strip().splitlines()[-1])
     assert done.returncode == 0, done.stdout + done.stderr
-    for promise in ("start:", "data.mount:", "stop:", "SIGKILL:", "no workspace:", "a last save of", "power-off:"):
+    for promise in ("start:", "data.mount,", "stop:", "SIGKILL:", "no workspace:", "a last save of", "power-off:"):
         assert promise in done.stdout
