@@ -44,6 +44,7 @@ class MountSettings:
     takeover: bool = False  # mount even though another host seems to hold the workspace
     cache_size: int | None = None  # bytes; None = as the cache disk allows
     stop_deadline: float | None = None  # seconds until a stop gives up and keeps the rest on the local disk
+    store_timeout: float | None = None  # seconds for which a request is repeated before it has failed; None = 60
     kernel_options: tuple[str, ...] = ()  # handed to FUSE as they are: nosuid, noexec, noatime, ...
     foreground: bool = False
 
@@ -151,6 +152,7 @@ OPTIONS: Mapping[str, Option] = {
     "cache_dir": Option(_absolute),
     "cache_size": Option(parse_size),
     "stop_deadline": Option(parse_duration),
+    "store_timeout": Option(parse_duration),
     "xattr": Option(parse_bool, flag=True),
     "takeover": Option(parse_bool, flag=True, in_environment=False),
     "allow_other": Option(parse_bool, flag=True, in_environment=False),

@@ -46,7 +46,8 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-FETCH_DEADLINE: Final = 120.0
+STORE_TIMEOUT: Final = 60.0
+"""For how long a request is repeated. A read waits twice as long, for it may have to wait for others as well."""
 FLUSH_SECONDS: Final = 5.0
 FLUSH_ROWS: Final = 50_000
 FINAL_TRIES: Final = 3
@@ -65,8 +66,15 @@ def run(settings: MountSettings, ready: Callable[[], None], tell: Callable[[str]
     mountpoint = settings.mountpoint
     if not mountpoint.is_dir():
         raise UsageError(f"{mountpoint} is not a directory: make it first, with 'mkdir -p {mountpoint}'")
-    raw = open_store(settings.url, endpoint_url=settings.endpoint_url, addressing_style=settings.addressing_style)
-    store = RetryingStore(raw)
+    patience = settings.store_timeout or STORE_TIMEOUT
+    raw = open_store(
+        settings.url,
+        endpoint_url=settings.endpoint_url,
+        addressing_style=settings.addressing_style,
+        connect_timeout=min(5.0, patience / 2),
+        read_timeout=min(30.0, patience / 2),
+    )
+    store = RetryingStore(raw, deadline=patience)
 
     def notice(message: str) -> None:
         log.warning("%s", message)
@@ -153,7 +161,7 @@ class Daemon:
             workspace.names,
             workspace.files,
             workspace.index,
-            Fetcher(FETCH_DEADLINE),
+            Fetcher(2 * (settings.store_timeout or STORE_TIMEOUT)),
             view=View(settings.uid, settings.gid, settings.umask or 0),
             xattr=settings.xattr,
             free_space=self._free_space,
@@ -403,9 +411,7 @@ class Daemon:
         with trio.move_on_after(HELD_ELSEWHERE_SECONDS):
             await self._unmounted.wait()
         if not self._unmounted.is_set() and self._state != State.STOPPING:
-            log.warning(
-                "unmounted, but an open file or another mount namespace holds it: served until that ends"
-            )
+            log.warning("unmounted, but an open file or another mount namespace holds it: served until that ends")
             try:
                 await self._save(State.RUNNING)
             except WsfsError as exc:

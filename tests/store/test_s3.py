@@ -159,7 +159,8 @@ def test_another_range_than_asked_for_is_not_taken(s3: S3Store, scripted_server:
     ],
 )
 def test_error_answers(s3: S3Store, scripted_server: Any, status: str, code: str, kind: type[StoreError]) -> None:
-    scripted_server.answers = [error(status, code)]
+    asked = 2 if code in ("ExpiredToken", "InvalidAccessKeyId") else 1  # once more, with credentials read anew
+    scripted_server.answers = [error(status, code)] * asked
     with pytest.raises(StoreError) as caught:
         s3.put("HEAD", b"x", if_match="e1")
     assert type(caught.value) is kind
@@ -169,7 +170,7 @@ def test_error_answers(s3: S3Store, scripted_server: Any, status: str, code: str
     assert code in sentence
     assert "testing-key-id" not in sentence
     assert "testing-secret" not in sentence
-    assert len(scripted_server.requests) == 1, "the SDK must not retry"
+    assert len(scripted_server.requests) == asked, "the SDK must not retry"
 
 
 def test_the_remedies_name_what_to_change() -> None:

@@ -57,6 +57,7 @@ def mount(
       cache_size=10G         its limit
       save_interval=30       seconds between background saves; 0: only at sync and stop
       stop_deadline=TIME     give up a stop after so long; the rest stays in the cache
+      store_timeout=60       how long a request to the store is repeated before it has failed
       endpoint_url=URL       the S3 server, if it is not AWS
       addressing_style=path  the bucket's name in the path; virtual: in the host name
       xattr                  extended attributes, at the price of slower small writes

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
 import boto3
@@ -26,7 +26,9 @@ from wsfs import __version__
 from wsfs.errors import AccessDeniedError, StoreError, TransientStoreError, UsageError
 from wsfs.store.base import Blob, ObjectInfo
 from wsfs.store.keys import check_key, check_prefix, check_range, is_key
-from wsfs.store.s3errors import Call, error_for
+from wsfs.store.s3errors import Call, error_for, may_be_renewed
+
+T = TypeVar("T")
 
 AddressingStyle = Literal["auto", "path", "virtual"]
 EtagStyle = Literal["bare", "quoted"]
@@ -138,7 +140,8 @@ class S3Store:
         if if_none_match:
             conditions["IfNoneMatch"] = "*"
         with self._mapped("put", key, conditional=bool(conditions)):
-            answer = self._client().put_object(Bucket=self._bucket, Key=self._prefix + key, Body=data, **conditions)
+            where = {"Bucket": self._bucket, "Key": self._prefix + key}
+            answer = self._send(lambda client: client.put_object(**where, Body=data, **conditions))
             return self._etag(answer, "put", key)
 
     def delete(self, key: str) -> None:
@@ -146,7 +149,8 @@ class S3Store:
         check_key(key)
         with self._mapped("delete", key):
             try:
-                self._client().delete_object(Bucket=self._bucket, Key=self._prefix + key)
+                where = {"Bucket": self._bucket, "Key": self._prefix + key}
+                self._send(lambda client: client.delete_object(**where))
             except botocore.exceptions.ClientError as exc:
                 if _status_and_code(exc) not in ((404, "NoSuchKey"), (404, "404")):
                     raise
@@ -167,7 +171,7 @@ class S3Store:
     # --- requests -------------------------------------------------------------------------------------------
 
     def _get(self, key: str, where: dict[str, str], first: int = 0, count: int | None = None) -> Blob:
-        answer = self._client().get_object(**where)
+        answer = self._send(lambda client: client.get_object(**where))
         with closing(answer["Body"]) as body:
             data: bytes = body.read()  # checks the length against Content-Length
         if "Range" in where:
@@ -186,7 +190,7 @@ class S3Store:
         return data
 
     def _head(self, key: str, where: dict[str, str]) -> Blob:
-        answer = self._client().head_object(**where)
+        answer = self._send(lambda client: client.head_object(**where))
         return Blob(b"", self._etag(answer, "get", key), _age(answer))
 
     def _pages(self, prefix: str) -> Iterator[ObjectInfo]:
@@ -209,6 +213,23 @@ class S3Store:
                 f"{self.url}: cannot {operation} {key}: the answer carries no ETag; check for proxies on the way"
             )
         return etag
+
+    def _send(self, call: Callable[[Any], T]) -> T:
+        """`call(client)`; once more, with the credentials read anew, if the store says that they have expired.
+
+        What the store refuses for its credentials it has not done, so a compare-and-swap may be sent again, too.
+        """
+        client = self._client()
+        try:
+            return call(client)
+        except botocore.exceptions.ClientError as exc:
+            if not may_be_renewed(_status_and_code(exc)[1]):
+                raise
+        with self._mutex:
+            # The SDK renews what it knows to expire. Keys that somebody else puts into a file it reads only once.
+            if self._lazy_client is client:
+                self._lazy_client = None
+        return call(self._client())
 
     def _client(self) -> Any:
         """The SDK's client, made on first use: that takes some 100 ms and reads credentials."""

@@ -64,6 +64,7 @@ _KEY_WRONG = frozenset({"InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidS
 _KEY_EXPIRED = frozenset(
     {"ExpiredToken", "InvalidToken", "TokenRefreshRequired", "RequestExpired", "ExpiredTokenException"}
 )
+_RENEWABLE = _KEY_EXPIRED | {"InvalidAccessKeyId"}
 _CLOCK_WRONG = frozenset({"RequestTimeTooSkewed"})
 _DENIED = frozenset({"AccessDenied", "AllAccessDisabled", "AccountProblem", "NotSignedUp", "InvalidObjectState"})
 _ELSEWHERE = frozenset(
@@ -118,6 +119,11 @@ def error_for(call: Call, status: int, code: str) -> StoreError:
     if status >= 500 or status in (408, 409, 425, 429):
         return TransientStoreError(f"{why}; it is overloaded or failing, so try again later")
     return StoreError(f"{why}; check the URL, the endpoint and the addressing style")
+
+
+def may_be_renewed(code: str) -> bool:
+    """Whether credentials that are read again may do better: they have expired, or were replaced and deleted."""
+    return code in _RENEWABLE
 
 
 def _denied(code: str, status: int) -> str | None:

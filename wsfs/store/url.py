@@ -18,9 +18,15 @@ _memory_buckets: dict[str, MemoryBucket] = {}
 _memory_lock = threading.Lock()
 
 
-def open_store(url: str, *, endpoint_url: str | None = None, addressing_style: str = "auto") -> Store:
-    """The bare store at `url`: no retries, no request yet. `endpoint_url` and `addressing_style` are for
-    s3:// only.
+def open_store(
+    url: str,
+    *,
+    endpoint_url: str | None = None,
+    addressing_style: str = "auto",
+    connect_timeout: float = 5.0,
+    read_timeout: float = 30.0,
+) -> Store:
+    """The bare store at `url`: no retries, no request yet. All but `url` is for s3:// only.
 
     Raises UsageError if the URL is malformed; no message repeats a URL that contains credentials.
     """
@@ -34,7 +40,14 @@ def open_store(url: str, *, endpoint_url: str | None = None, addressing_style: s
                 S3Store,
             )  # here, because boto3 takes long to import and file:// needs none of it
 
-            return S3Store(bucket, prefix, endpoint_url=endpoint_url, addressing_style=addressing_style)
+            return S3Store(
+                bucket,
+                prefix,
+                endpoint_url=endpoint_url,
+                addressing_style=addressing_style,
+                connect_timeout=connect_timeout,
+                read_timeout=read_timeout,
+            )
         case "file":
             from wsfs.store.directory import DirectoryStore
 
