@@ -102,6 +102,12 @@ class MarkerError(WsfsError):
     exit_code = 24
 
 
+class DamagedError(WsfsError):
+    """Something in the bucket is damaged: a check has found it."""
+
+    exit_code = 25
+
+
 # --- lease --------------------------------------------------------------------------------------------------------
 
 

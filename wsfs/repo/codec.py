@@ -31,6 +31,7 @@ _BLOCK_KEY = struct.Struct(">QcI")
 _INODE = struct.Struct(">BIIIIIQQqIqIqI")
 _DIRENT = struct.Struct(">QBQ")
 _LOC = struct.Struct(">BIIIIIIB20s")
+_PLACE = struct.Struct(">BIIII")
 
 _INODE_VERSION: Final = 1
 _TAG_LOCAL: Final = 0
@@ -175,6 +176,14 @@ def decode_block(row: bytes) -> Block:
     if tag in (_TAG_PACKED, _TAG_RESIDENT) and len(row) == _LOC.size:
         return Packed(FrameLoc._make(_LOC.unpack(row)[1:]), tag == _TAG_RESIDENT)
     raise FormatError(f"a block row of {len(row)} bytes with tag {tag} is none that wsfs writes")
+
+
+def place_of(row: bytes) -> tuple[int, int, int, int] | None:
+    """Epoch, number, offset and stored length of the frame that a block row leads to; None if it leads to no pack."""
+    if len(row) != _LOC.size or row[0] not in (_TAG_PACKED, _TAG_RESIDENT):
+        return None
+    _, epoch, pack, offset, stored = _PLACE.unpack_from(row)
+    return epoch, pack, offset, stored
 
 
 def is_local(row: bytes) -> bool:

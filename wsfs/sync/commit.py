@@ -14,6 +14,7 @@ Dying before HEAD leaves objects that nothing references. docs/CRASHES.md has th
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -105,6 +106,8 @@ class Committer:
         self._pack_numbers = count(1)
         self._segment_numbers = count(1)
         self._frozen_counters = (0, 0, 0)
+        self.busy = threading.Lock()
+        """Held while a commit is under way."""
 
     def commit(self, state: State, *, may_fold: bool = True) -> Saved | None:
         """Push everything; HEAD then says `state`. None when there was nothing to push; HEAD is left alone then.
@@ -318,9 +321,10 @@ class Committer:
         if rows:
             yield start, rows
 
-    # --- for _Packs -----------------------------------------------------------------------------------------------
+    # --- packs ----------------------------------------------------------------------------------------------------
 
-    def _new_pack(self) -> PackWriter:
+    def new_pack(self) -> PackWriter:
+        """Any thread: an empty pack, with a name that no other has."""
         return PackWriter(self._lease.epoch, next(self._pack_numbers))
 
 
@@ -334,7 +338,7 @@ class _Packs:
         self._upload = ThreadPoolExecutor(committer._uploads, "wsfs-upload")
         self._running: list[Future[None]] = []
         self._seen: dict[bytes, FrameLoc] = {}
-        self._pack = committer._new_pack()
+        self._pack = committer.new_pack()
         self.puts = 0
         self.sent = 0
 
@@ -389,7 +393,7 @@ class _Packs:
         return known
 
     def _send(self) -> None:
-        pack, self._pack = self._pack, self._c._new_pack()
+        pack, self._pack = self._pack, self._c.new_pack()
         while len(self._running) >= self._c._uploads:
             self._running.pop(0).result()
         self._running.append(self._upload.submit(self._put, pack))
