@@ -76,7 +76,7 @@ Call = Callable[[World], object]
         (lambda w: w.names.removexattr(find(w, b"file"), b"user.a"), errno.ENODATA),
         (lambda w: w.names.setxattr(find(w, b"file"), LONG, b""), errno.ERANGE),
         (lambda w: w.names.setxattr(find(w, b"file"), b"user.a", bytes(XATTR_SIZE_MAX + 1)), errno.E2BIG),
-        (lambda w: w.names.check_xattr(find(w, b"file"), supported=False), errno.ENOTSUP),
+        (lambda w: w.names.check_xattr(find(w, b"file"), b"user.a", supported=False), errno.ENOTSUP),
         (lambda w: w.files.read(NOWHERE, 0, 1), errno.ENOENT),
         (lambda w: w.files.write(NOWHERE, 0, b"x"), errno.ENOENT),
         (lambda w: w.files.write(find(w, b"file"), 1 << 52, b"x"), errno.EFBIG),
@@ -112,7 +112,7 @@ def test_errors(world: World, call: Call, number: int) -> None:
         lambda w: w.names.setattr(MARKER_INO, Changes(mtime_ns=0), Caller(0, 0)),
         lambda w: w.names.setxattr(MARKER_INO, b"user.a", b""),
         lambda w: w.names.removexattr(MARKER_INO, b"user.a"),
-        lambda w: w.names.check_xattr(MARKER_INO, supported=False),
+        lambda w: w.names.check_xattr(MARKER_INO, b"user.a", supported=False),
         lambda w: w.names.check_open(MARKER_INO, os.O_WRONLY),
         lambda w: w.names.check_open(MARKER_INO, os.O_RDWR),
         lambda w: w.names.check_open(MARKER_INO, os.O_RDONLY | os.O_TRUNC),
@@ -237,6 +237,7 @@ def test_an_open_file_lives_on_without_a_name(world: World) -> None:
     assert world.read(ino) == b"Content and"
     world.names.forgotten(ino)
     assert world.errno(world.names.inode, ino) == errno.ENOENT
+    world.flush()
     assert ino not in set(world.overlay.inodes())
 
 

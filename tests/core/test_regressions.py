@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 from harness import Crash, World, saved_tree, tree, unreachable
 
+import wsfs.sync.start
 from wsfs.errors import CacheFullError, FormatError, PreconditionFailedError, StoreError, TransientStoreError
-from wsfs.model import Local
+from wsfs.model import ROOT_INO, Local
 
 
 def fail_at(world: World, step: str) -> None:
@@ -314,3 +315,60 @@ def test_a_swap_that_was_given_up_cannot_be_applied_later(world: World, tmp_path
     world.restart()
     assert world.listing()[1:] == [b"a", b"b"]
     assert saved_tree(world, tmp_path / "elsewhere") == tree(world)
+
+
+def power_loss(world: World, patch: pytest.MonkeyPatch) -> None:
+    """The machine starts anew: what was journalled and never synced is gone."""
+    world.crash()
+    patch.setattr(wsfs.sync.start, "boot_id", lambda: "00000000-0000-0000-0000-000000000001")
+    world.start()
+
+
+@pytest.mark.parametrize("remove", ["unlink", "rename"])
+def test_a_power_loss_that_undoes_a_removal_brings_the_bytes_back_too(
+    world: World, monkeypatch: pytest.MonkeyPatch, remove: str
+) -> None:
+    """Bytes that an fsync has promised go only once their removal is durable."""
+    ino = world.create(b"f", b"promised" * 1000)
+    world.create(b"new", b"n" * 1000)
+    world.fsync(ino)
+    if remove == "unlink":
+        world.unlink(b"f")
+    else:
+        world.do(world.names.rename, ROOT_INO, b"new", ROOT_INO, b"f")
+        world.names.forgotten(ino)
+    power_loss(world, monkeypatch)
+    assert world.content(b"f") == b"promised" * 1000
+
+
+def test_a_power_loss_that_undoes_an_eviction_does_not_leave_holes(
+    small: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    """Rows that say that the overlay has a block, and an overlay file that somebody has begun anew, must not meet."""
+    content = os.urandom(2 * 4096)
+    ino = small.create(b"f", content)
+    small.commit()
+    small.flush()
+    assert small.evictor.evict(ino)
+    power_loss(small, monkeypatch)
+    small.write(ino, 2 * 4096, b"more")
+    assert small.read(ino) == content + b"more"
+    small.write(ino, 0, b"x")
+    small.commit()
+    assert saved_tree(small, tmp_path / "elsewhere")[b"/f"][1] == b"x" + content[1:] + b"more"
+
+
+def test_removed_bytes_are_freed_once_that_is_durable(world: World) -> None:
+    """By the next flush or fsync; and a file that is written to again before that keeps its new bytes."""
+    gone, kept = world.create(b"gone", b"x" * 1000), world.create(b"kept", b"y" * 1000)
+    world.commit()
+    world.unlink(b"gone")
+    assert world.evictor.evict(kept)
+    assert sorted(world.overlay.inodes()) == [gone, kept]
+    world.write(kept, 0, b"z" * 1000)
+    world.flush()
+    assert list(world.overlay.inodes()) == [kept]
+    assert world.read(kept) == b"z" * 1000
+    world.unlink(b"kept")
+    world.fsync(kept)
+    assert list(world.overlay.inodes()) == []

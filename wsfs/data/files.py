@@ -33,6 +33,8 @@ class Files:
         self._index = index
         self._overlay = overlay
         self._packs = packs
+        overlay.serial = lambda: index.serial
+        index.after_durable = overlay.reap
 
     def read(self, ino: Ino, offset: int, size: int) -> bytes:
         """Up to `size` bytes at `offset`; fewer at the end of the file. Raises NeedRemote, FormatError, CacheError."""

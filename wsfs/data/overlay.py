@@ -14,7 +14,7 @@ import os
 import shutil
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final
 
@@ -48,7 +48,10 @@ class Overlay:
         self._begun: dict[int, set[int]] = {}
         self._frozen: dict[int, set[int]] = {}
         self._copied: dict[int, set[int]] = {}
-        self._dropped: set[int] = set()
+        self._dropped: dict[int, int] = {}
+        self._doomed: dict[int, int] = {}
+        self.serial: Callable[[], int] = lambda: 0
+        """The newest journal record: what says that a dropped file's bytes are not needed is in it, or before it."""
         self._committing = False
 
     # --- reading and writing --------------------------------------------------------------------------------------
@@ -101,14 +104,29 @@ class Overlay:
         return self._fd(ino) is not None
 
     def drop(self, ino: int) -> None:
-        """Remove an inode's data; while a commit may still need it, as soon as that has ended."""
+        """An inode's data here is not needed any more: `reap` removes it, once a power loss cannot bring back rows that
+        speak of it, and the commit that may still need it has ended."""
         self.dirty.pop(ino, None)
         self._left.pop(ino, None)
         if self._committing:
-            self._dropped.add(ino)
-            return
+            self._dropped[ino] = self.serial()
+        else:
+            self._doom(ino, self.serial())
+
+    def _doom(self, ino: int, serial: int) -> None:
         self._close(ino)
-        self._path(ino).unlink(missing_ok=True)
+        if serial:
+            with self._lock:
+                self._doomed[ino] = serial
+        else:
+            self._path(ino).unlink(missing_ok=True)
+
+    def reap(self, durable: int) -> None:
+        """Any thread: the journal is durable up to this record."""
+        with self._lock:
+            for ino in [ino for ino, serial in self._doomed.items() if serial <= durable]:
+                del self._doomed[ino]
+                self._path(ino).unlink(missing_ok=True)
 
     # --- commits --------------------------------------------------------------------------------------------------
 
@@ -221,9 +239,11 @@ class Overlay:
         begun, self._begun = self._begun, {}
         if not committed:
             self._left = begun
-        dropped, self._dropped = self._dropped, set()
-        for ino in dropped:
-            self.drop(ino)
+        dropped, self._dropped = self._dropped, {}
+        for ino, serial in dropped.items():
+            self._left.pop(ino, None)
+            if ino not in self.dirty:
+                self._doom(ino, serial)
 
     def settled(self) -> None:
         """The commit that seemed to have failed has succeeded after all."""
@@ -287,6 +307,12 @@ class Overlay:
         return self._copies / f"{ino:x}"
 
     def _fd(self, ino: int, *, create: bool = False) -> int | None:
+        if ino in self._doomed:
+            if not create:
+                return None
+            # It is begun anew: each block that counts from now on is begun, so what is left in it does not matter.
+            with self._lock:
+                self._doomed.pop(ino, None)
         fd = self._fds.get(ino)
         if fd is not None:
             self._fds.move_to_end(ino)

@@ -90,6 +90,8 @@ class Index:
         self._directory = directory
         self._boot_id = boot_id
         self._before_durable = before_durable
+        self.after_durable: Callable[[int], None] = lambda _serial: None
+        """Called, on any thread, when every journal record up to a serial number has become durable."""
         self.loader: Callable[[SegmentRef], None] = _no_loader
         self.tables = Tables(directory / "index")
         self._flush_lock = threading.RLock()
@@ -271,10 +273,6 @@ class Index:
     def is_detached(self, ino: int) -> bool:
         return ino in self._detached
 
-    def detached_rows(self) -> list[tuple[bytes, bytes]]:
-        """The rows of every inode that has no name any more, but is open."""
-        return [row for rows in self._detached.values() for row in rows.items()]
-
     def forget_detached(self, ino: int) -> None:
         """Nobody has the inode open any more."""
         self._detached.pop(ino, None)
@@ -313,6 +311,7 @@ class Index:
                 self.flush()  # what was rotated before is durable in LMDB then, and its journal gone
                 if journal is self._journal:
                     journal.mark(serial)
+                    self.after_durable(serial)
                 else:
                     self.flush()  # it was rotated just now
 
@@ -346,6 +345,12 @@ class Index:
             self._imm = None
             journal.close()
             journal.path.unlink()
+            self.after_durable(journal.serial)
+
+    @property
+    def serial(self) -> int:
+        """The number of the newest journal record."""
+        return self._journal.serial
 
     @property
     def next_id(self) -> int:
