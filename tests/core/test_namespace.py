@@ -237,7 +237,6 @@ def test_an_open_file_lives_on_without_a_name(world: World) -> None:
     assert world.read(ino) == b"Content and"
     world.names.forgotten(ino)
     assert world.errno(world.names.inode, ino) == errno.ENOENT
-    world.flush()
     assert ino not in set(world.overlay.inodes())
 
 

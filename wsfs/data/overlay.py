@@ -50,6 +50,7 @@ class Overlay:
         self._copied: dict[int, set[int]] = {}
         self._dropped: dict[int, int] = {}
         self._doomed: dict[int, int] = {}
+        self._durable = 0
         self.serial: Callable[[], int] = lambda: 0
         """The newest journal record: what says that a dropped file's bytes are not needed is in it, or before it."""
         self._committing = False
@@ -115,15 +116,16 @@ class Overlay:
 
     def _doom(self, ino: int, serial: int) -> None:
         self._close(ino)
-        if serial:
-            with self._lock:
+        with self._lock:
+            if serial > self._durable:
                 self._doomed[ino] = serial
-        else:
-            self._path(ino).unlink(missing_ok=True)
+            else:
+                self._path(ino).unlink(missing_ok=True)
 
     def reap(self, durable: int) -> None:
         """Any thread: the journal is durable up to this record."""
         with self._lock:
+            self._durable = max(self._durable, durable)
             for ino in [ino for ino, serial in self._doomed.items() if serial <= durable]:
                 del self._doomed[ino]
                 self._path(ino).unlink(missing_ok=True)
