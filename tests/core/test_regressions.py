@@ -12,8 +12,16 @@ import pytest
 from harness import Crash, World, saved_tree, tree, unreachable
 
 import wsfs.sync.start
-from wsfs.errors import CacheFullError, FormatError, PreconditionFailedError, StoreError, TransientStoreError
+from wsfs.errors import (
+    CacheFullError,
+    FormatError,
+    LeaseHeldError,
+    PreconditionFailedError,
+    StoreError,
+    TransientStoreError,
+)
 from wsfs.model import ROOT_INO, Local
+from wsfs.sync.lease import Lease
 
 
 def fail_at(world: World, step: str) -> None:
@@ -372,3 +380,46 @@ def test_removed_bytes_are_freed_once_that_is_durable(world: World) -> None:
     world.unlink(b"kept")
     world.fsync(kept)
     assert list(world.overlay.inodes()) == []
+
+
+def test_a_start_that_fails_does_not_hide_a_reboot(
+    small: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    """After a power loss the store may be out of reach at first: the next start still knows what not to trust."""
+    content = os.urandom(3 * 4096)
+    ino = small.create(b"f", content)
+    small.commit()
+    small.crash()
+    (copy,) = [path for path in small.cache_path.rglob("overlay/*/*") if path.name == f"{ino:x}"]
+    copy.write_bytes(bytes(len(content)))
+    monkeypatch.setattr(wsfs.sync.start, "boot_id", lambda: "00000000-0000-0000-0000-000000000001")
+    with monkeypatch.context() as down:
+        down.setattr(wsfs.sync.start, "read_head", lambda _store: unreachable("get", "HEAD"))
+        with pytest.raises(TransientStoreError):
+            small.start()
+    small.start()
+    assert small.content(b"f") == content
+
+
+def test_a_refused_mount_forgets_nothing(world: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    """A swap from before the crash arrives just before the lease is taken: the mount is refused, the next one completes
+    the commit, and what came after it is still there."""
+    world.create(b"a")
+    arrive = hold_back_head(world)
+    world.create(b"b")
+    world.crash()
+    take = Lease.take
+
+    def late(*args: Any, **kwargs: Any) -> Lease:
+        arrive()
+        return take(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Lease, "take", late)
+        with pytest.raises(LeaseHeldError):
+            world.start()
+    world.start()
+    assert world.listing()[1:] == [b"a", b"b"]
+    world.commit()
+    assert saved_tree(world, tmp_path / "elsewhere") == tree(world)
+    assert list(world.cache_path.glob("unsaved-*")) == []

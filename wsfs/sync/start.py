@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeVar
@@ -63,13 +64,16 @@ class CacheDirectory:
         self.local = path / "local"
         """Index, journal and overlay. What else is here can be fetched again."""
         self._clean = path / "clean"
-        boot = path / "boot"
-        self.crashed = boot.exists() and not self._clean.exists()
+        self._boot = path / "boot"
+        self.crashed = self._boot.exists() and not self._clean.exists()
         """Whether the last daemon here did not close it in order."""
-        self.rebooted = boot.exists() and boot.read_text() != boot_id()
-        """Whether the machine was started anew since."""
+        self.rebooted = self._boot.exists() and self._boot.read_text() != boot_id()
+        """Whether the machine was started anew since it was last found in order, or brought there."""
         self._clean.unlink(missing_ok=True)
-        boot.write_text(boot_id())
+
+    def repaired(self) -> None:
+        """What a reboot may have left is in order now. A start that fails must not hide it from the next one."""
+        self._boot.write_text(boot_id())
 
     def _wait(self, tell: Tell, sleep: Callable[[float], None]) -> None:
         told = False
@@ -174,19 +178,23 @@ def open_workspace(
     if version.head.workspace != fmt.workspace_id:
         raise ForeignWorkspaceError(f"HEAD and FORMAT at {store.url} belong to different workspaces")
     local = _Local(cache)
-    if read_only:
-        return local.open(store, fmt, version, None, cache_size, tell)
-    version = wait_for(store, version, me, patience=PATIENCE if not takeover else 0.0, tell=tell)
-    with ThreadPoolExecutor(1) as pool:
-        # Side by side with the swap: a mount that is refused has read one object too many.
-        manifest = None if local.stands_on(fmt, version) else pool.submit(read_manifest, store, version.head)
-        lease = Lease.take(store, version, me, takeover=takeover)
-        try:
-            return local.open(store, fmt, version, lease, cache_size, tell, manifest)
-        except WsfsError as exc:
-            reason = str(exc)
-            best_effort(lambda: lease.release(State.ERROR, reason), lambda _failed: None)
-            raise
+    try:
+        if read_only:
+            return local.open(store, fmt, version, None, cache_size, tell)
+        version = wait_for(store, version, me, patience=PATIENCE if not takeover else 0.0, tell=tell)
+        with ThreadPoolExecutor(1) as pool:
+            # Side by side with the swap: a mount that is refused has read one object too many.
+            manifest = None if local.may_stand_on(version) else pool.submit(read_manifest, store, version.head)
+            lease = Lease.take(store, version, me, takeover=takeover)
+            try:
+                return local.open(store, fmt, version, lease, cache_size, tell, manifest)
+            except WsfsError as exc:
+                reason = str(exc)
+                best_effort(lambda: lease.release(State.ERROR, reason), lambda _failed: None)
+                raise
+    except BaseException:
+        local.close()
+        raise
 
 
 def _forget_probe(store: Store, probing: Future[None] | None) -> None:
@@ -199,13 +207,25 @@ class _Local:
 
     def __init__(self, cache: CacheDirectory) -> None:
         self._cache = cache
-        cache.local.mkdir(mode=0o700, exist_ok=True)
-        self._overlay = Overlay(cache.local)
-        self._index = Index(cache.local, UUID(boot_id()).bytes, self._overlay.sync)
+        self._attach()
 
-    def stands_on(self, fmt: Format, version: HeadVersion) -> bool:
-        """Whether the rows build on HEAD, once a commit that we died in is completed."""
-        return _settle(self._index, fmt, version)
+    def _attach(self) -> None:
+        self._cache.local.mkdir(mode=0o700, exist_ok=True)
+        self._overlay = Overlay(self._cache.local)
+        self._index = Index(self._cache.local, UUID(boot_id()).bytes, self._overlay.sync)
+
+    def close(self) -> None:
+        """The mount is refused: leave everything as it is."""
+        with suppress(CacheError):
+            self._index.close()
+        self._overlay.close()
+
+    def may_stand_on(self, version: HeadVersion) -> bool:
+        """Whether the rows build on HEAD, or on a commit that we died in and that is HEAD. Changes nothing: before the
+        lease is taken the swap that we died in may still arrive."""
+        standing, pending = self._index.standing, self._index.pending
+        commits = [standing.commit] if standing is not None else []
+        return version.head.commit in (commits if pending is None else [*commits, pending.standing.commit])
 
     def open(
         self,
@@ -219,10 +239,10 @@ class _Local:
     ) -> Workspace:
         """Bring the rows up to HEAD, repair what a crash has left, and verify the marker."""
         loader = Loader(store, self._index)
-        if not self.stands_on(fmt, version):
+        if not _settle(self._index, fmt, version):
             if self._index.is_dirty:
                 self._keep_unsaved(tell)
-                return _Local(self._cache).open(store, fmt, version, lease, cache_size, tell, manifest)
+                loader = Loader(store, self._index)
             for ino in list(self._overlay.inodes()):
                 self._overlay.drop(ino)
             loader.start_from(manifest.result() if manifest is not None else read_manifest(store, version.head))
@@ -239,6 +259,7 @@ class _Local:
         if index.recovered:
             count = len(index.dirty_inodes)
             tell(f"recovered after a crash: {index.recovered} operations replayed, {count} unsaved files are kept")
+        self._cache.repaired()
         verify_marker(workspace)
         return workspace
 
@@ -249,6 +270,7 @@ class _Local:
         # One rename: a crash leaves all of it here, or all of it there.
         aside = self._cache.path / f"unsaved-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{os.getpid()}"
         self._cache.local.rename(aside)
+        self._attach()
         tell(
             "changes that were never saved build on a commit that is not the newest any more: they were kept in"
             f" {aside}, and this mount starts from the newest commit"
