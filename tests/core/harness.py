@@ -15,6 +15,7 @@ import pytest
 import wsfs.data.files
 import wsfs.data.packcache
 import wsfs.sync.commit
+import wsfs.sync.upload
 from wsfs.data.files import Files
 from wsfs.data.overlay import Overlay
 from wsfs.errors import TransientStoreError
@@ -42,9 +43,10 @@ def shrink(patch: pytest.MonkeyPatch) -> None:
     for name, module in list(sys.modules.items()):
         if name.startswith("wsfs.") and hasattr(module, "BLOCK_SIZE"):
             patch.setattr(module, "BLOCK_SIZE", SMALL_BLOCK)
-    patch.setattr(wsfs.sync.commit, "TARGET_SIZE", 3 * SMALL_BLOCK)
+    patch.setattr(wsfs.sync.upload, "TARGET_SIZE", 3 * SMALL_BLOCK)
     patch.setattr(wsfs.sync.commit, "PARTITION_SIZE", 600)
     patch.setattr(wsfs.sync.commit, "MAX_DELTAS", 3)
+    patch.setattr(wsfs.sync.commit, "_FOLD_FLOOR", 500)
     patch.setattr(wsfs.data.packcache, "WINDOW", 2 * SMALL_BLOCK)
 
 
