@@ -193,7 +193,8 @@ class Site:
 
     def pid(self, where: Path | None = None) -> int:
         """The daemon's process."""
-        pid = int(self.status(where)["pid"])
+        place = os.fsencode(where or self.mountpoint)
+        (pid,) = [pid for pid, words in self._daemons() if words[-1] == place]
         self.pids.add(pid)
         return pid
 
@@ -230,20 +231,20 @@ class Site:
 
     def abort(self) -> None:
         """End every daemon, so that nothing can wait for one any more; dead mounts go away."""
-        for pid in self.pids | self._strays():
+        for pid in self.pids | {pid for pid, _ in self._daemons()}:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         for where in self.mounts():
             subprocess.run(["umount", "-i", "-l", where], check=False, timeout=20, capture_output=True)
 
-    def _strays(self) -> set[int]:
-        """Daemons of ours that no status has told of."""
-        found = set()
+    def _daemons(self) -> list[tuple[int, list[bytes]]]:
+        """Our living daemons, and their command lines."""
+        found = []
         for entry in Path("/proc").iterdir():
             with contextlib.suppress(OSError):
-                words = (entry / "cmdline").read_bytes().split(b"\0") if entry.name.isdigit() else []
-                if b"--ready-fd" in words and any(word.startswith(b"%s/" % os.fsencode(self.base)) for word in words):
-                    found.add(int(entry.name))
+                words = (entry / "cmdline").read_bytes().split(b"\0")[:-1] if entry.name.isdigit() else []
+                if b"--ready-fd" in words and b"%s/" % os.fsencode(self.base) in b" ".join(words):
+                    found.append((int(entry.name), words))
         return found
 
     def mounts(self) -> list[str]:
@@ -374,12 +375,24 @@ def _watched(site: Site, seconds: float) -> Iterator[None]:
         timer.cancel()
 
 
+@pytest.fixture(scope="session")
+def fresh_store(tmp_path_factory: pytest.TempPathFactory, new_site: Callable[[Path, str], Site]) -> Path:
+    """A directory store with a new workspace in it, to be copied."""
+    return new_site(tmp_path_factory.mktemp("fresh"), DIRECTORY).init().store
+
+
 @pytest.fixture
-def site(request: pytest.FixtureRequest, tmp_path: Path, new_site: Callable[[Path, str], Site]) -> Iterator[Site]:
+def site(
+    request: pytest.FixtureRequest, tmp_path: Path, new_site: Callable[[Path, str], Site], fresh_store: Path
+) -> Iterator[Site]:
     """A workspace that exists and is not mounted. In a directory store, unless the test is parametrised."""
-    found = new_site(tmp_path, getattr(request, "param", DIRECTORY))
+    kind = getattr(request, "param", DIRECTORY)
+    found = new_site(tmp_path, kind)
     with _watched(found, 100):
-        found.init()
+        if kind == DIRECTORY:
+            shutil.copytree(fresh_store, found.store)
+        else:
+            found.init()
         try:
             yield found
         finally:
@@ -461,6 +474,8 @@ def mount_helpers() -> Iterator[None]:
     """mount(8) and umount(8) know wsfs, as long as the test runs."""
     words = [sys.executable, "-P", "-m", "wsfs.cli.main", "install-helpers"]
     environ = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    were_there = Path("/sbin/mount.wsfs").exists()
     run(*words, env=environ)
     yield
-    run(*words, "--remove", env=environ)
+    if not were_there:
+        run(*words, "--remove", env=environ)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from typing import TYPE_CHECKING
@@ -151,7 +152,8 @@ def test_a_crash_loses_nothing_that_was_closed(workspace: Site, tree: type[Tree]
     pid = workspace.pid()
     os.kill(pid, 9)
     tools.until(lambda: tools.is_gone(pid))
-    unlinked.close()
+    with contextlib.suppress(OSError):  # its last bytes have nowhere to go
+        unlinked.close()
     status = workspace.status()
     assert status["state"] == "ERROR"
     assert "died" in status["reason"]
@@ -179,7 +181,7 @@ def test_umount_of_a_dead_mount(workspace: Site, tools: type[Helpers]) -> None:
 def test_a_crash_in_the_middle_of_a_save(site: Site, tree: type[Tree], tools: type[Helpers]) -> None:
     """kill -9 at odd moments while saves run all the time: the store always has one point in time, the cache all."""
     top = site.mountpoint
-    for round_ in range(4):
+    for round_ in range(3):
         site.mount("-o", "save_interval=0.05")
         for number in range(60):
             (top / f"a{number}").write_text(f"{round_}-{number}")

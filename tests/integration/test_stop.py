@@ -109,7 +109,7 @@ def test_the_next_mount_waits(
     fill(workspace)
     before = tree.of(workspace.mountpoint)
     pid = workspace.pid()
-    with workspace.server.slow("PUT", "/packs/", 6.0):  # longer than a mount waits for one that only runs
+    with workspace.server.slow("PUT", "/packs/", 2.0):
         tools.run("fusermount3", "-u", workspace.mountpoint)
         if not same_cache:
             workspace.cache = tmp_path / "other-cache"
@@ -125,7 +125,7 @@ def test_a_mount_point_elsewhere_waits_too(
     """As it would on another host: it knows only what HEAD says, and says what it waits for."""
     fill(workspace)
     before = tree.of(workspace.mountpoint)
-    with workspace.server.slow("PUT", "/packs/", 6.0):
+    with workspace.server.slow("PUT", "/packs/", 6.0):  # longer than a mount waits for one that only runs
         tools.run("fusermount3", "-u", workspace.mountpoint)
         workspace.mountpoint = tmp_path / "elsewhere"
         workspace.mountpoint.mkdir()
