@@ -237,7 +237,7 @@ class Daemon:
 
     async def _announce(self, tasks: trio.Nursery) -> None:
         """Say that the mount is ready, once it answers."""
-        await trio.to_thread.run_sync(os.stat, self._settings.mountpoint)
+        await trio.to_thread.run_sync(mountpoints.wait_until_it_answers, self._settings.mountpoint)
         self._set_state(State.RUNNING)
         tasks.start_soon(self._watch_mount)
         await trio.to_thread.run_sync(mountpoints.tune, self._settings.mountpoint)

@@ -12,6 +12,8 @@ import subprocess
 from pathlib import Path
 from typing import Final
 
+from wsfs.errors import MountError
+
 log = logging.getLogger(__name__)
 
 READ_AHEAD_KB: Final = 1024
@@ -19,12 +21,26 @@ READ_AHEAD_KB: Final = 1024
 
 def is_mounted(mountpoint: Path) -> bool:
     """Whether a wsfs mount is there in this process's mount namespace."""
+    return _device(mountpoint) is not None
+
+
+def _device(mountpoint: Path) -> str | None:
+    """The device number, as major:minor, of the newest wsfs mount that is there."""
     escaped = "".join(f"\\{ord(c):03o}" if c in " \t\n\\" else c for c in str(mountpoint))
+    found = None
     for line in Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines():
         fields = line.split()
         if fields[4] == escaped and "fuse.wsfs" in fields[6:]:
-            return True
-    return False
+            found = fields[2]
+    return found
+
+
+def wait_until_it_answers(mountpoint: Path) -> None:
+    """Return when a request to the mount has been answered. Raises MountError when it fails."""
+    command = ["stat", "--file-system", "--format=", "--", str(mountpoint)]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise MountError(f"{mountpoint} does not answer: {done.stderr.strip()}")
 
 
 def hand_over(mountpoint: Path) -> None:
@@ -54,8 +70,7 @@ def unmount(mountpoint: Path, *, lazy: bool = False) -> bool:
 
 def tune(mountpoint: Path) -> None:
     """Read ahead a mebibyte at once instead of 128 KiB, where we may (root)."""
-    device = os.stat(mountpoint).st_dev
-    path = Path(f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}/read_ahead_kb")
+    path = Path(f"/sys/class/bdi/{_device(mountpoint)}/read_ahead_kb")
     try:
         path.write_text(str(READ_AHEAD_KB))
     except OSError as exc:
