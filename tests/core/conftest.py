@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +11,15 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from harness import World
+from harness import World, new_directory
+
+
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    """A directory in memory where there is one: what a disk does to be durable is not tested here."""
+    path = new_directory()
+    yield path
+    shutil.rmtree(path)
 
 
 @pytest.fixture

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import stat
 import sys
+import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -36,6 +38,12 @@ T = TypeVar("T")
 CALLER = Caller(1000, 1000)
 STEPS = ("frozen", "packs", "segments", "manifest", "pending", "head", "advanced")
 SMALL_BLOCK = 4096
+
+
+def new_directory() -> Path:
+    """A temporary directory, in memory where that is possible."""
+    memory = Path("/dev/shm")
+    return Path(tempfile.mkdtemp(prefix="wsfs-test-", dir=memory if os.access(memory, os.W_OK) else None))
 
 
 def shrink(patch: pytest.MonkeyPatch) -> None:

@@ -7,13 +7,23 @@ import errno
 import os
 import shutil
 import stat
-import tempfile
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import CALLER, SMALL_BLOCK, STEPS, Crash, World, check_counters, saved_tree, shrink, tree, unreachable
+from harness import (
+    CALLER,
+    SMALL_BLOCK,
+    STEPS,
+    Crash,
+    World,
+    check_counters,
+    new_directory,
+    saved_tree,
+    shrink,
+    tree,
+    unreachable,
+)
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
@@ -24,13 +34,12 @@ from wsfs.model import MARKER_INO, MARKER_NAME, ROOT_INO, Inode, Local
 from wsfs.repo import codec
 from wsfs.tree.namespace import Changes
 
-EXAMPLES = int(os.environ.get("WSFS_TEST_EXAMPLES", "60"))
+EXAMPLES = int(os.environ.get("WSFS_TEST_EXAMPLES", "25"))
 STEP_COUNT = int(os.environ.get("WSFS_TEST_STEPS", "40"))
 SHRINK = os.environ.get("WSFS_TEST_SHRINK") == "1"
 """Shrinking a failure takes minutes, and a failure is clear enough without it."""
 NAMES = (b"a", b"b", b"c", b"\xff\xfe", MARKER_NAME)
 SETID = stat.S_ISUID | stat.S_ISGID
-FAST_DISK = Path("/dev/shm")
 
 
 # --- the model --------------------------------------------------------------------------------------------------------
@@ -138,7 +147,7 @@ class Machine(RuleBasedStateMachine):
         super().__init__()
         self.patch = pytest.MonkeyPatch()
         shrink(self.patch)
-        self.root = Path(tempfile.mkdtemp(prefix="wsfs-machine-", dir=FAST_DISK if FAST_DISK.is_dir() else None))
+        self.root = new_directory()
         self.world = World(self.root)
         self.world.start()
         self.model = Model.from_tree(tree(self.world))
