@@ -14,10 +14,6 @@ from typing import Any, TypeVar
 
 import pytest
 
-import wsfs.data.files
-import wsfs.data.packcache
-import wsfs.sync.commit
-import wsfs.sync.upload
 from wsfs.data.files import Files
 from wsfs.data.overlay import Overlay
 from wsfs.errors import TransientStoreError
@@ -38,6 +34,14 @@ T = TypeVar("T")
 CALLER = Caller(1000, 1000)
 STEPS = ("frozen", "packs", "segments", "manifest", "pending", "head", "advanced")
 SMALL_BLOCK = 4096
+SMALL = {
+    "BLOCK_SIZE": SMALL_BLOCK,
+    "TARGET_SIZE": 3 * SMALL_BLOCK,
+    "PARTITION_SIZE": 600,
+    "MAX_DELTAS": 3,
+    "_FOLD_FLOOR": 500,
+    "WINDOW": 2 * SMALL_BLOCK,
+}
 
 
 def new_directory() -> Path:
@@ -49,13 +53,9 @@ def new_directory() -> Path:
 def shrink(patch: pytest.MonkeyPatch) -> None:
     """Small blocks everywhere alike, and small packs, partitions and windows, so that borders are cheap to reach."""
     for name, module in list(sys.modules.items()):
-        if name.startswith("wsfs.") and hasattr(module, "BLOCK_SIZE"):
-            patch.setattr(module, "BLOCK_SIZE", SMALL_BLOCK)
-    patch.setattr(wsfs.sync.upload, "TARGET_SIZE", 3 * SMALL_BLOCK)
-    patch.setattr(wsfs.sync.commit, "PARTITION_SIZE", 600)
-    patch.setattr(wsfs.sync.commit, "MAX_DELTAS", 3)
-    patch.setattr(wsfs.sync.commit, "_FOLD_FLOOR", 500)
-    patch.setattr(wsfs.data.packcache, "WINDOW", 2 * SMALL_BLOCK)
+        for constant, value in SMALL.items():
+            if name.startswith("wsfs.") and hasattr(module, constant):
+                patch.setattr(module, constant, value)
 
 
 class Crash(BaseException):
