@@ -45,7 +45,8 @@ class PackCache:
             stat = path.stat()
             self._used[path.name] = stat.st_atime - time.time()
             self._size += stat.st_blocks * 512
-        self._fresh: set[tuple[str, int]] = set()
+        self._fetched: dict[tuple[str, int], bool] = {}
+        """The windows that this process has fetched; True until something in them was read well."""
         self._opened: OrderedDict[bytes, bytes] = OrderedDict()
         self._opened_bytes = 0
 
@@ -70,22 +71,26 @@ class PackCache:
             except FormatError:
                 data = None
         if data is None:
-            with self._lock:
-                fresh = stored is not None and all((name, w) in self._fresh for w in windows)
-                self._fresh.difference_update((name, w) for w in windows)
-            if fresh:
-                # Just fetched, and still wrong: the store is at fault. A later try asks again.
-                raise FormatError(
-                    f"the pack '{pack_key(loc.epoch, loc.pack)}' does not hold the bytes that were written"
-                )
-            raise NeedRemote({("pack", name, w): self._fetcher(loc, w) for w in windows})
+            raise NeedRemote({("pack", name, w): self._fetcher(loc, w) for w in self._missing(name, windows, loc)})
         with self._lock:
             # Bytes that go bad here later are this disk's fault, not the store's.
-            self._fresh.difference_update((name, w) for w in windows)
+            self._fetched.update(((name, w), False) for w in windows)
             if name in self._used:
                 self._used[name] = self._clock()
         self._keep_opened(loc.digest, data)
         return data
+
+    def _missing(self, name: str, windows: range, loc: FrameLoc) -> list[int]:
+        """The windows to fetch for a frame that could not be read. Raises FormatError when fetching cannot help."""
+        with self._lock:
+            missing = [w for w in windows if (name, w) not in self._fetched]
+            if missing:
+                return missing
+            fresh = all([self._fetched.pop((name, w)) for w in windows])
+        if fresh:
+            # Just fetched, and still wrong: the store is at fault. A later try asks again.
+            raise FormatError(f"the pack '{pack_key(loc.epoch, loc.pack)}' does not hold the bytes that were written")
+        return list(windows)
 
     def fetch(self, epoch: int, pack: int, window: int) -> None:
         """Any thread: bring one window of a pack here. Raises StoreError, NotFoundError, CacheError."""
@@ -100,9 +105,10 @@ class PackCache:
                     os.close(fd)
                 if written != len(blob.data):
                     raise CacheFullError("what was fetched cannot be kept: the cache disk is full")
-                self._fresh.add((name, window))
+                if (name, window) not in self._fetched:
+                    self._size += len(blob.data)
+                self._fetched[name, window] = True
                 self._used[name] = self._clock()
-                self._size += len(blob.data)
                 self._evict(keep=name)
         except OSError as exc:
             raise CacheError(f"what was fetched cannot be kept in the cache directory: {exc.strerror}") from exc
@@ -137,7 +143,7 @@ class PackCache:
             except FileNotFoundError:
                 pass
             del self._used[name]
-            self._fresh = {(n, w) for n, w in self._fresh if n != name}
+            self._fetched = {(n, w): fresh for (n, w), fresh in self._fetched.items() if n != name}
 
 
 def _name(loc: FrameLoc) -> str:

@@ -68,7 +68,8 @@ _SDK_ERRORS = (botocore.exceptions.BotoCoreError, *(kind for kind, _ in _NETWORK
 class S3Store:
     """A store in a bucket, under a prefix. Safe from any thread; calls block on the network.
 
-    No request waits longer than `connect_timeout` for a connection and `read_timeout` for the next byte. More
+    No request waits longer than `connect_timeout` for a connection, or for the server to take the next bytes of a
+    body (urllib3 uses the same limit for both), and `read_timeout` for the next byte of an answer. More
     threads than `max_connections` work, but then connections are not kept. `etag_style` is how If-Match names
     a version: bare is what AWS takes and the only thing Ceph RGW and OVHcloud do; `wsfs.store.probe` sets it
     to quoted where only that works.
@@ -82,7 +83,7 @@ class S3Store:
         endpoint_url: str | None = None,
         addressing_style: str = "auto",
         max_connections: int = 16,
-        connect_timeout: float = 5.0,
+        connect_timeout: float = 20.0,
         read_timeout: float = 30.0,
     ) -> None:
         if addressing_style not in ("auto", "path", "virtual"):

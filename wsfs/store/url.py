@@ -23,7 +23,7 @@ def open_store(
     *,
     endpoint_url: str | None = None,
     addressing_style: str = "auto",
-    connect_timeout: float = 5.0,
+    connect_timeout: float = 20.0,
     read_timeout: float = 30.0,
 ) -> Store:
     """The bare store at `url`: no retries, no request yet. All but `url` is for s3:// only.
