@@ -81,6 +81,7 @@ class Journal:
         except OSError as exc:
             raise _disk_error(exc) from exc
         self._at = _HEADER_SIZE
+        self._name_is_durable = False
 
     def append(self, counters: Counters, ops: list[Op]) -> None:
         """Journal a batch. Raises CacheFullError or CacheError, and then nothing has been journalled."""
@@ -100,9 +101,17 @@ class Journal:
         self.sync()
 
     def sync(self) -> None:
-        """fdatasync. Raises CacheError."""
+        """fdatasync; and once fsync of the directory, without which the segment itself might be gone after a power
+        loss. Raises CacheError."""
         try:
             os.fdatasync(self._fd)
+            if not self._name_is_durable:
+                directory = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                try:
+                    os.fsync(directory)
+                finally:
+                    os.close(directory)
+                self._name_is_durable = True
         except OSError as exc:
             raise _disk_error(exc) from exc
 
