@@ -153,6 +153,12 @@ class SyncFailedError(WsfsError):
     exit_code = 50
 
 
+class DeadlineError(SyncFailedError):
+    """A stop ran out of time: what is not saved stays on the local disk."""
+
+    exit_code = 3
+
+
 # --- local disk ---------------------------------------------------------------------------------------------------
 
 

@@ -7,9 +7,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -21,11 +19,9 @@ from wsfs.config import MountSettings
 from wsfs.errors import (
     CacheError,
     FencedError,
-    MountBusyError,
     MountError,
     NeedRemote,
     StoreError,
-    SyncFailedError,
     UsageError,
     WsfsError,
 )
@@ -35,6 +31,8 @@ from wsfs.kernel.fetcher import Fetcher
 from wsfs.kernel.operations import Operations, View
 from wsfs.notify import Notifier
 from wsfs.repo.head import State
+from wsfs.saver import Saver, on_owner
+from wsfs.stop import Stopper
 from wsfs.store.retry import RetryingStore
 from wsfs.store.url import open_store
 from wsfs.sync.commit import Committer, Saved
@@ -50,10 +48,6 @@ STORE_TIMEOUT: Final = 60.0
 """For how long a request is repeated. A read waits twice as long, for it may have to wait for others as well."""
 FLUSH_SECONDS: Final = 5.0
 FLUSH_ROWS: Final = 50_000
-FINAL_TRIES: Final = 3
-HELD_ELSEWHERE_SECONDS: Final = 2.0
-WATCH_SECONDS: Final = 2.0
-_STOPPING_IS_WORTH_SAYING: Final = 8 << 20
 
 
 def run(settings: MountSettings, ready: Callable[[], None], tell: Callable[[str], None] = lambda _notice: None) -> None:
@@ -71,7 +65,7 @@ def run(settings: MountSettings, ready: Callable[[], None], tell: Callable[[str]
         settings.url,
         endpoint_url=settings.endpoint_url,
         addressing_style=settings.addressing_style,
-        connect_timeout=min(5.0, patience / 2),
+        connect_timeout=min(20.0, patience / 2),
         read_timeout=min(30.0, patience / 2),
     )
     store = RetryingStore(raw, deadline=patience)
@@ -93,11 +87,14 @@ def run(settings: MountSettings, ready: Callable[[], None], tell: Callable[[str]
             cache_size=settings.cache_size or _default_cache_size(settings.cache_dir),
             tell=notice,
         )
+        daemon = Daemon(settings, store, workspace, cache, ready)
         try:
-            Daemon(settings, store, workspace, cache, ready).run()
+            daemon.run()
         finally:
-            workspace.close()
-            clean = True
+            # Else it is left as after a kill, which loses nothing.
+            if not daemon.abandoned:
+                workspace.close()
+                clean = True
     finally:
         cache.close(clean=clean)
         counts = store.stats.snapshot()
@@ -134,27 +131,17 @@ class Daemon:
         self._settings = settings
         self._store = store
         self._workspace = workspace
-        self._cache = cache
         self._ready = ready
         # Now, for it looks at the mount point: this thread must never do that once it is the one that answers there.
         self._socket = control.socket_path(settings.mountpoint)
-        self._notifier = Notifier.from_environment()
-        self._state = State.STARTING
-        self._reason = ""
-        self._last_saved = time.time()
-        self._last_renewed = time.monotonic()
         self._last_flushed = time.monotonic()
-        self._saving = trio.Lock()
-        self._unmounted = trio.Event()
         self._finished = trio.Event()
         self._stops_asked = 0
         self._stop_answered = trio.Event()
-        self._outcome: Saved | None = None
-        self._failure: WsfsError | None = None
         self._committer = (
             None
             if workspace.lease is None
-            else Committer(store, workspace.index, workspace.overlay, workspace.lease, _on_owner)
+            else Committer(store, workspace.index, workspace.overlay, workspace.lease, on_owner)
         )
         self._evictor = Evictor(workspace.index, workspace.overlay, workspace.packs)
         self._operations = Operations(
@@ -167,6 +154,14 @@ class Daemon:
             free_space=self._free_space,
         )
         self._operations.read_only = settings.read_only
+        self._saver = Saver(settings, cache, self._committer, self._evictor, self._operations)
+        self._operations.make_room = self._saver.make_room
+        self._stopper = Stopper(settings, workspace, self._saver, Notifier.from_environment(), pyfuse3.terminate)
+
+    @property
+    def abandoned(self) -> bool:
+        """After `run`: whether a thread that nobody waits for still works on a commit, and with the index."""
+        return self._saver.busy
 
     def run(self) -> None:
         """Serve until stopped. Raises MountError, SyncFailedError, FencedError."""
@@ -181,9 +176,9 @@ class Daemon:
         try:
             trio.run(self._main, strict_exception_groups=True)
         finally:
-            pyfuse3.close(unmount=not self._unmounted.is_set())
-        if self._failure is not None:
-            raise self._failure
+            pyfuse3.close(unmount=not self._stopper.unmounted.is_set())
+        if self._stopper.failure is not None:
+            raise self._stopper.failure
 
     def _give_back(self) -> None:
         lease = self._workspace.lease
@@ -216,7 +211,7 @@ class Daemon:
                 tasks.start_soon(self._keep_cache_small)
                 if self._committer is not None:
                     tasks.start_soon(self._save_periodically)
-            await self._finish()
+            await self._stopper.finish()
             self._finished.set()
             # Whoever asked for the stop is answered before the socket goes: umount(8) may return long after us.
             while self._stops_asked:
@@ -228,7 +223,7 @@ class Daemon:
 
     async def _serve_kernel(self, tasks: trio.Nursery) -> None:
         await loop.serve(self._others_wait)
-        self._unmounted.set()
+        self._stopper.unmounted.set()
         tasks.cancel_scope.cancel()
 
     def _others_wait(self) -> bool:
@@ -238,8 +233,8 @@ class Daemon:
     async def _announce(self, tasks: trio.Nursery) -> None:
         """Say that the mount is ready, once it answers."""
         await trio.to_thread.run_sync(mountpoints.wait_until_it_answers, self._settings.mountpoint)
-        self._set_state(State.RUNNING)
-        tasks.start_soon(self._watch_mount)
+        self._saver.set_state(State.RUNNING)
+        tasks.start_soon(self._stopper.watch_mount)
         await trio.to_thread.run_sync(mountpoints.tune, self._settings.mountpoint)
         await trio.to_thread.run_sync(self._ready)
         log.info("mounted: url=%s mountpoint=%s", self._settings.url, self._settings.mountpoint)
@@ -247,12 +242,12 @@ class Daemon:
     async def _watch_signals(self) -> None:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
             async for number in signals:
-                if self._unmounted.is_set():
+                if self._stopper.unmounted.is_set():
                     log.info("stopping already, the last save goes on: signal=%s", signal.Signals(number).name)
                     continue
                 log.info("stopping: signal=%s", signal.Signals(number).name)
                 try:
-                    await self._stop(force=True)
+                    await self._stopper.stop(force=True, deadline=self._settings.stop_deadline)
                 except WsfsError as exc:
                     log.error("stop: %s", exc)
 
@@ -301,7 +296,7 @@ class Daemon:
             try:
                 # Files that stay open: what the kernel has not sent yet belongs to the save as well.
                 await trio.to_thread.run_sync(mountpoints.hand_over, self._settings.mountpoint)
-                await self._save(State.RUNNING)
+                await self._saver.save(State.RUNNING)
             except WsfsError as exc:
                 log.error("background save failed, everything is kept here and tried again: %s", exc)
 
@@ -311,208 +306,42 @@ class Daemon:
         while lease is not None and lease.fenced is None:
             await trio.sleep(RENEW_SECONDS)
             try:
-                await trio.to_thread.run_sync(lease.renew, self._state)
+                await trio.to_thread.run_sync(lease.renew, self._saver.state, abandon_on_cancel=True)
             except FencedError as exc:
-                self._fence(exc)
+                await self._saver.fence(exc)
             except StoreError as exc:
                 log.warning("lease not renewed: %s", exc)
-                await trio.to_thread.run_sync(_refresh, lease)
-
-    # --- saving ---------------------------------------------------------------------------------------------------
-
-    async def _save(self, state: State, *, may_fold: bool = True) -> Saved | None:
-        """Push everything. Raises StoreError, FencedError, CacheError."""
-        committer = self._committer
-        if committer is None:
-            return None
-        async with self._saving:
-            try:
-                saved = await trio.to_thread.run_sync(lambda: committer.commit(state, may_fold=may_fold))
-            except FencedError as exc:
-                self._fence(exc)
-                raise
-            except WsfsError as exc:
-                self._reason = str(exc)
-                if self._state == State.RUNNING:
-                    self._set_state(State.SYNC_FAILED)
-                raise
-            self._reason = ""
-            if self._state == State.SYNC_FAILED:
-                self._set_state(State.RUNNING)
-            self._last_saved = time.time()
-            if saved is not None:
-                log.info(
-                    "saved: seq=%d files=%d bytes=%d sent=%d puts=%d seconds=%.2f",
-                    saved.seq,
-                    saved.files,
-                    saved.bytes,
-                    saved.sent,
-                    saved.puts,
-                    saved.seconds,
-                )
-            return saved
-
-    def _fence(self, exc: FencedError) -> None:
-        """Another mount has the workspace now: nothing may change here any more, and all of it stays readable."""
-        if not self._operations.read_only:
-            log.error("%s", exc)
-        self._operations.read_only = True
-        self._reason = str(exc)
-        self._set_state(State.ERROR)
-
-    # --- stopping -------------------------------------------------------------------------------------------------
-
-    async def _stop(self, *, force: bool) -> None:
-        """Push everything while programs may still read, then unmount. `_finish` does the rest.
-
-        Raises SyncFailedError or MountBusyError, and the mount stays; with `force` it goes all the same.
-        """
-        mountpoint = self._settings.mountpoint
-        self._set_state(State.STOPPING)
-        try:
-            async with self._extending_timeout():
-                await trio.to_thread.run_sync(mountpoints.hand_over, mountpoint)
-                await self._say_stopping()
-                self._outcome = _add(self._outcome, await self._save(State.STOPPING, may_fold=False))
-        except WsfsError as exc:
-            if not force:
-                self._set_state(State.SYNC_FAILED)
-                raise SyncFailedError(
-                    f"not everything could be saved ({exc}); {mountpoint} is still mounted, and what is missing"
-                    f" stays in {self._settings.cache_dir}: try again"
-                ) from exc
-            log.error("not everything could be saved: %s", exc)
-        if not await trio.to_thread.run_sync(mountpoints.unmount, mountpoint):
-            if not force:
-                self._set_state(State.RUNNING)
-                raise MountBusyError(
-                    f"everything is saved, but {mountpoint} is in use, so it is still mounted: find the programs with"
-                    f" 'fuser -vm {mountpoint}', end them, and try again"
-                )
-            await trio.to_thread.run_sync(mountpoints.hand_over, mountpoint)
-            await trio.to_thread.run_sync(partial(mountpoints.unmount, mountpoint, lazy=True))
-        await self._end_session()
-
-    async def _end_session(self) -> None:
-        """The mount is gone here. Another mount namespace, or a program with open files, may still hold it: cut it."""
-        with trio.move_on_after(HELD_ELSEWHERE_SECONDS):
-            await self._unmounted.wait()
-        if not self._unmounted.is_set():
-            log.warning("the mount is still held elsewhere (another mount namespace, an open file): cutting it off")
-            pyfuse3.terminate()
-            await self._unmounted.wait()
-
-    async def _watch_mount(self) -> None:
-        """Notice an unmount that does not end the session: a lazy one while files are open, or one in this mount
-        namespace only. Whoever has the mount still goes on; what is there is saved now, and then as before.
-        """
-        while await trio.to_thread.run_sync(mountpoints.is_mounted, self._settings.mountpoint):  # noqa: ASYNC110 - no event
-            await trio.sleep(WATCH_SECONDS)
-        with trio.move_on_after(HELD_ELSEWHERE_SECONDS):
-            await self._unmounted.wait()
-        if not self._unmounted.is_set() and self._state != State.STOPPING:
-            log.warning("unmounted, but an open file or another mount namespace holds it: served until that ends")
-            try:
-                await self._save(State.RUNNING)
-            except WsfsError as exc:
-                log.error("not everything could be saved yet: %s", exc)
-
-    async def _say_stopping(self) -> None:
-        """Let other hosts see that waiting is worth it, when there is something to wait for."""
-        lease = self._workspace.lease
-        if lease is None or lease.fenced or self._workspace.files.unsaved_bytes() < _STOPPING_IS_WORTH_SAYING:
-            return
-        await trio.to_thread.run_sync(
-            best_effort,
-            lambda: lease.renew(State.STOPPING),
-            lambda exc: log.warning("HEAD does not say STOPPING: %s", exc),
-        )
-
-    async def _finish(self) -> None:
-        """After the unmount: push what came last, and say STOPPED. Nothing changes any more."""
-        self._set_state(State.STOPPING)
-        self._cache.note(str(self._settings.mountpoint), State.STOPPING)
-        lease = self._workspace.lease
-        if lease is None:
-            self._set_state(State.STOPPED)
-            return
-        with trio.CancelScope(shield=True):
-            async with self._extending_timeout():
-                for attempt in range(FINAL_TRIES):
-                    try:
-                        if self._workspace.index.is_dirty:
-                            await self._say_stopping()
-                        self._outcome = _add(self._outcome, await self._save(State.STOPPING, may_fold=False))
-                        await trio.to_thread.run_sync(lease.release, State.STOPPED)
-                    except FencedError as exc:
-                        self._failure = exc
-                        return
-                    except WsfsError as exc:
-                        log.error("final save: attempt=%d error=%s", attempt + 1, exc)
-                        self._reason = str(exc)
-                    else:
-                        self._set_state(State.STOPPED)
-                        return
-        self._set_state(State.SYNC_FAILED)
-        self._failure = SyncFailedError(
-            f"not everything could be saved ({self._reason}); it stays in {self._settings.cache_dir}, and the next"
-            " mount with this cache saves it"
-        )
-
-    @asynccontextmanager
-    async def _extending_timeout(self) -> AsyncIterator[None]:
-        """Keep the service manager patient as long as the body runs."""
-        self._notifier.stopping("saving")
-
-        async def extend() -> None:
-            while True:
-                self._notifier.extend_timeout(60, f"saving: {self._workspace.files.unsaved_bytes()} bytes left")
-                await trio.sleep(10)
-
-        failed: WsfsError | None = None
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(extend)
-            try:
-                yield
-            except WsfsError as exc:  # the nursery would wrap it in a group, which nobody expects
-                failed = exc
-            nursery.cancel_scope.cancel()
-        if failed is not None:
-            raise failed
+                await trio.to_thread.run_sync(_refresh, lease, abandon_on_cancel=True)
 
     # --- telling --------------------------------------------------------------------------------------------------
-
-    def _set_state(self, state: State) -> None:
-        self._state = state
-        self._cache.note(str(self._settings.mountpoint), state)
 
     async def _answer(self, request: dict[str, Any]) -> dict[str, Any]:
         operation = request.get("op")
         if operation == "status":
             return self._status()
         if operation == "sync":
-            return _account(await self._save(State.RUNNING), self._workspace.index.standing)
+            return _account(await self._saver.save(State.RUNNING), self._workspace.index.standing)
         if operation == "stop":
             self._stops_asked += 1
             try:
-                await self._stop(force=False)
+                await self._stopper.stop(force=False, deadline=_seconds(request.get("deadline")))
                 await self._finished.wait()
             finally:
                 self._stops_asked -= 1
                 self._stop_answered.set()
-            if self._failure is not None:
-                raise self._failure
-            return _account(self._outcome, self._workspace.index.standing)
+            if self._stopper.failure is not None:
+                raise self._stopper.failure
+            return _account(self._stopper.outcome, self._workspace.index.standing)
         raise UsageError(f"the daemon knows no request {operation!r}: is it older than this command?")
 
     def _status(self) -> dict[str, Any]:
         workspace = self._workspace
         head = workspace.lease.head if workspace.lease is not None else workspace.head.head
-        age = time.time() - self._last_saved
+        age = time.time() - self._saver.last_saved
         return {
             "ok": True,
-            "state": self._state.value,
-            "reason": self._reason,
+            "state": self._saver.state.value,
+            "reason": self._saver.reason,
             "url": self._settings.url,
             "mountpoint": str(self._settings.mountpoint),
             "cache_dir": str(self._settings.cache_dir),
@@ -535,8 +364,13 @@ class Daemon:
         return disk.f_bavail * disk.f_frsize, disk.f_favail or 1 << 20
 
 
-def _on_owner(function: Callable[[], T], /) -> T:
-    return trio.from_thread.run_sync(function)
+def _seconds(value: object) -> float | None:
+    """The deadline of a request. Raises UsageError."""
+    if value is None:
+        return None
+    if not isinstance(value, int | float) or value <= 0:
+        raise UsageError(f"{value!r} is not a deadline: it must be a positive number of seconds")
+    return float(value)
 
 
 def _refresh(lease: Lease) -> None:
@@ -546,20 +380,6 @@ def _refresh(lease: Lease) -> None:
         lease.refresh()
 
     best_effort(read, lambda exc: log.warning("HEAD not read: %s", exc))
-
-
-def _add(first: Saved | None, second: Saved | None) -> Saved | None:
-    """What two commits did together."""
-    if first is None or second is None:
-        return first or second
-    return Saved(
-        second.seq,
-        first.files + second.files,
-        first.bytes + second.bytes,
-        first.sent + second.sent,
-        first.puts + second.puts,
-        first.seconds + second.seconds,
-    )
 
 
 def _account(saved: Saved | None, standing: Any) -> dict[str, Any]:

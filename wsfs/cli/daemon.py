@@ -11,7 +11,7 @@ from typing import Any
 
 from wsfs import control
 from wsfs.cli import mounts
-from wsfs.errors import MountError, NotMountedError, SyncFailedError, UsageError
+from wsfs.errors import DeadlineError, MountError, NotMountedError, SyncFailedError, UsageError
 
 STATUS_TIMEOUT = 10.0
 
@@ -70,11 +70,12 @@ def sync(mountpoint: str | os.PathLike[str]) -> dict[str, Any]:
     return control.request(path, {"op": "sync"})
 
 
-def stop(mountpoint: str | os.PathLike[str]) -> dict[str, Any]:
+def stop(mountpoint: str | os.PathLike[str], deadline: float | None = None) -> dict[str, Any]:
     """Push everything, unmount and end the daemon; returns its account when all is durable and it is gone.
 
     Whenever it raises, not everything is known to be saved. The mount is then still there, except after a
-    daemon that had died: its dead mount is taken away, and the error says where the unsaved changes are.
+    daemon that had died: its dead mount is taken away, and the error says where the unsaved changes are. With a
+    deadline, in seconds, it is gone by then unless programs use it; raises DeadlineError if not all is saved.
     """
     mount = mounts.find_wsfs(mountpoint)
     path = socket_of(mountpoint)
@@ -84,13 +85,27 @@ def stop(mountpoint: str | os.PathLike[str]) -> dict[str, Any]:
             raise NotMountedError(f"no workspace is mounted at {mountpoint}: 'wsfs status' lists those that are")
         _take_away_dead(mountpoint, path, mount)
     with watching(pid) as wait:
-        if mount is not None and not mounts.is_dead(mountpoint):
-            mounts.hand_over(mountpoint, lenient=True)
-        answer = control.request(path, {"op": "stop"})
-        wait()
+        if deadline is not None:
+            answer = _stop_by(path, deadline, wait)
+        else:
+            if mount is not None and not mounts.is_dead(mountpoint):
+                mounts.hand_over(mountpoint, lenient=True)
+            answer = control.request(path, {"op": "stop"})
+            wait()
     left = mounts.find_wsfs(mountpoint)
     if left is not None and mount is not None and left.mount_id == mount.mount_id:
         raise MountError(f"everything is saved, but {mountpoint} is still mounted: umount -i {mountpoint}")
+    return answer
+
+
+def _stop_by(path: Path, deadline: float, wait: Callable[[], None]) -> dict[str, Any]:
+    """A stop with a deadline, of which the daemon itself takes care."""
+    try:
+        answer = control.request(path, {"op": "stop", "deadline": deadline})
+    except DeadlineError:
+        wait()
+        raise
+    wait()
     return answer
 
 

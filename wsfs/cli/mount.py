@@ -15,7 +15,7 @@ from wsfs import control
 from wsfs.cli import background, daemon, mounts
 from wsfs.cli.store import store_options
 from wsfs.config import MountSettings, load_settings, parse_duration
-from wsfs.errors import MountError, SyncFailedError
+from wsfs.errors import DeadlineError, MountError, SyncFailedError
 from wsfs.notify import Notifier
 
 log = logging.getLogger(__name__)
@@ -143,6 +143,11 @@ def run_foreground(settings: MountSettings, reporter: background.Reporter) -> No
             control.write_record(where, about | {"state": state, "reason": reason, "exit_code": code})
         reporter.error(reason, code)
         notifier.status(reason)
+        if isinstance(error, DeadlineError):
+            # Threads may wait for the store still, and Python would wait for them. Nothing here needs to be tidied up.
+            log.error("%s", reason)
+            logging.shutdown()
+            os._exit(code)
         raise
     control.write_record(where, about | {"state": "STOPPED"})
 

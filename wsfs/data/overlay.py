@@ -14,7 +14,7 @@ import os
 import shutil
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Final
 
@@ -229,8 +229,9 @@ class Overlay:
                 # The copy is for a commit that is tried again: this one has what it needs.
         return data if len(data) == length else data + bytes(length - len(data))
 
-    def thaw(self, *, committed: bool) -> None:
-        """The commit has ended, if one was begun. What a failed one held remains to be pushed."""
+    def thaw(self, *, committed: bool, left: Collection[int] = ()) -> None:
+        """The commit has ended, if one was begun. What a failed one held remains to be pushed, and the inodes that a
+        successful one left out."""
         if not self._committing:
             return
         self._committing = False
@@ -239,17 +240,16 @@ class Overlay:
             self._copy_path(ino).unlink(missing_ok=True)
         self._copied = {}
         begun, self._begun = self._begun, {}
-        if not committed:
-            self._left = begun
+        self._left = begun if not committed else {ino: begun[ino] for ino in left if ino in begun}
         dropped, self._dropped = self._dropped, {}
         for ino, serial in dropped.items():
             self._left.pop(ino, None)
             if ino not in self.dirty:
                 self._doom(ino, serial)
 
-    def settled(self) -> None:
-        """The commit that seemed to have failed has succeeded after all."""
-        self._left = {}
+    def settled(self, left: Collection[int] = ()) -> None:
+        """The commit that seemed to have failed has succeeded after all, but for the inodes that it left out."""
+        self._left = {ino: blocks for ino, blocks in self._left.items() if ino in left}
 
     # --- durability -----------------------------------------------------------------------------------------------
 

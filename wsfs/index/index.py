@@ -12,7 +12,7 @@ from __future__ import annotations
 import struct
 import threading
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Final, TypeVar
@@ -467,10 +467,9 @@ class Index:
             self.flush()
             return generation, self.tables.reader()
 
-    def thaw(self, *, committed: bool) -> None:
-        """The commit of the frozen generation has ended."""
-        if not committed:
-            self._dirty |= self._frozen_dirty
+    def thaw(self, *, committed: bool, left: Collection[int] = ()) -> None:
+        """The commit of the frozen generation has ended; with success, it left out changes of the inodes in `left`."""
+        self._dirty |= self._frozen_dirty.intersection(left) if committed else self._frozen_dirty
         self._frozen_dirty = set()
 
     def local_blocks(self) -> list[tuple[int, int]]:

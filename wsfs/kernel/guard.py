@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, TypeVar
 
 import pyfuse3
 
-from wsfs.errors import NeedRemote, WsfsError, errno_of
+from wsfs.errors import CacheFullError, NeedRemote, WsfsError, errno_of
 
 if TYPE_CHECKING:
     from wsfs.kernel.operations import Operations
@@ -25,6 +25,9 @@ R = TypeVar("R")
 Handler = Callable[Concatenate["Operations", P], Coroutine[Any, Any, R]]
 
 _MAX_FETCHES: Final = 64
+_MAX_CROWDED: Final = 8
+"""How often a request may find the cache disk full again after room was made."""
+
 _QUIET: Final = frozenset({errno.ENOSPC, errno.EROFS, errno.EDQUOT})
 
 
@@ -41,18 +44,22 @@ def mutating(handler: Handler[P, R]) -> Handler[P, R]:
 def _guard(handler: Handler[P, R], *, mutates: bool) -> Handler[P, R]:
     @functools.wraps(handler)
     async def wrapper(self: Operations, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        crowded = 0
         for _ in range(_MAX_FETCHES):
             try:
                 if mutates and self.read_only:
                     raise pyfuse3.FUSEError(errno.EROFS)
-                return await handler(self, *args, **kwargs)
-            except NeedRemote as need:
                 try:
+                    return await handler(self, *args, **kwargs)
+                except NeedRemote as need:
                     await self.fetcher.satisfy(need)
-                except Exception as exc:
-                    raise _translate(self, handler.__name__, args, exc) from None
             except pyfuse3.FUSEError:
                 raise
+            except CacheFullError as exc:
+                # Nothing has changed yet: whoever wants to write waits until there is room again.
+                crowded += 1
+                if crowded > _MAX_CROWDED or not await self.make_room():
+                    raise _translate(self, handler.__name__, args, exc) from None
             except Exception as exc:
                 raise _translate(self, handler.__name__, args, exc) from None
         log.error("gave up: op=%s what it fetches disappears at once: the cache is too small", handler.__name__)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -36,6 +36,10 @@ class View:
     umask: int = 0
 
 
+async def _no_room() -> bool:
+    return False
+
+
 class Operations(pyfuse3.Operations):
     """Requests to namespace and files. Runs on the trio thread, which owns the index."""
 
@@ -64,6 +68,8 @@ class Operations(pyfuse3.Operations):
         self._free_space = free_space
         self._lookups: dict[int, int] = {}
         self.read_only = False
+        self.make_room: Callable[[], Awaitable[bool]] = _no_room
+        """Called when the cache disk is full: frees some of it, and says whether it did."""
         self.syncing = 0
         """How many fsyncs are waiting for the disk."""
 

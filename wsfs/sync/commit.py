@@ -17,26 +17,28 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import count, islice
+from itertools import count
 from typing import Final, Protocol, TypeVar
 
 from wsfs.data.overlay import Overlay
-from wsfs.errors import PreconditionFailedError, TransientStoreError
-from wsfs.index.base import Pending, Standing, dirty_rows, drop_pending, known_frame, write_pending
+from wsfs.errors import DeadlineError, StoreError
+from wsfs.index.base import Pending, Standing, dirty_rows, drop_pending, write_pending
 from wsfs.index.index import Index
-from wsfs.index.tables import Reader
-from wsfs.model import BLOCK_SIZE, INLINE_MAX, FrameLoc, Inline, Packed, pack_key, segment_key
+from wsfs.index.tables import Reader, Writer
+from wsfs.model import BLOCK_SIZE, segment_key
 from wsfs.repo import codec
 from wsfs.repo.frame import digest
 from wsfs.repo.head import State
 from wsfs.repo.manifest import Manifest, SegmentRef, encode_manifest
-from wsfs.repo.pack import TARGET_SIZE, Frame, PackWriter, make_frame
+from wsfs.repo.pack import PackWriter
 from wsfs.repo.segment import Row, decode_segment, encode_segment, row_size
 from wsfs.repo.workspace import new_nonce, timestamp
 from wsfs.store.base import Store
 from wsfs.sync.lease import Lease
+from wsfs.sync.load import committed_rows
+from wsfs.sync.partial import LARGE_FILES, MUST, Left, Plan, Rows
+from wsfs.sync.upload import Limit, Packs, Uploaded, Work, in_time, put_new
 
 log = logging.getLogger(__name__)
 
@@ -45,9 +47,12 @@ T = TypeVar("T")
 PARTITION_SIZE: Final = 1 << 20
 MAX_DELTAS: Final = 16
 _FOLD_FLOOR: Final = 128 << 10
-_BATCH: Final = 64
 _ROW_ESTIMATE: Final = 30
-_HEX_ZERO: Final = bytes(BLOCK_SIZE)
+_WORTH_LEAVING: Final = 4 << 20
+"""With less than this to send, nothing is left out."""
+
+_POINT_SECONDS: Final = 5.0
+"""With a limit: after so long what has been sent is committed, so that it counts whatever comes."""
 
 
 class OnOwner(Protocol):
@@ -58,7 +63,8 @@ class OnOwner(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """What a commit did: the files and bytes of it (before compression), bytes sent, seconds, and PUTs."""
+    """What a commit did: the files and bytes of it (before compression), bytes sent, seconds, PUTs, and how many files
+    it left out."""
 
     seq: int
     files: int
@@ -66,16 +72,7 @@ class Saved:
     sent: int
     puts: int
     seconds: float
-
-
-@dataclass(slots=True)
-class _Work:
-    """A block on its way: `name` orders it."""
-
-    name: tuple[int, bytes]
-    ino: int
-    index: int
-    length: int
+    left: int = 0
 
 
 class Committer:
@@ -106,32 +103,47 @@ class Committer:
         self._pack_numbers = count(1)
         self._segment_numbers = count(1)
         self._frozen_counters = (0, 0, 0)
+        self._uploaded = Uploaded()
+        self._left = Left()
+        self._maybe_left = Left()
         self.busy = threading.Lock()
         """Held while a commit is under way."""
 
-    def commit(self, state: State, *, may_fold: bool = True) -> Saved | None:
+    def commit(self, state: State, *, may_fold: bool = True, limit: Limit | None = None) -> Saved | None:
         """Push everything; HEAD then says `state`. None when there was nothing to push; HEAD is left alone then.
 
-        Raises StoreError, FencedError, CacheError: everything is kept, and it can be repeated.
+        With a limit it may leave out files that take too long (see `partial`), and more commits have to follow.
+
+        Raises StoreError, FencedError, CacheError, with a limit DeadlineError: everything is kept, and it can be
+        repeated.
         """
+        with self.busy:
+            return self._commit(state, limit, may_fold=may_fold)
+
+    def _commit(self, state: State, limit: Limit | None, *, may_fold: bool) -> Saved | None:
         began = time.monotonic()
+        self._uploaded.expire()
         self._settle(state)
         if not self._on_owner(lambda: self._index.is_dirty):
             return None
-        fold = self._should_fold(may_fold=may_fold)
+        fold = limit is None and self._should_fold(may_fold=may_fold)
+        left = Left()
         reader: Reader | None = None
         committed = False
         try:
             generation, reader = self._index.frozen_reader(lambda: self._on_owner(self._freeze))
             self._reached("frozen")
-            blocks = self._blocks(reader, generation)
-            saved = self._push(reader, generation, blocks, state, fold=fold)
+            saved = self._push(reader, generation, state, left, limit, fold=fold)
             committed = True
         finally:
             if reader is not None:
                 reader.close()
-            self._on_owner(lambda: self._thaw(committed=committed))
-        return Saved(saved.seq, saved.files, saved.bytes, saved.sent, saved.puts, time.monotonic() - began)
+            self._on_owner(lambda: self._thaw(left, committed=committed))
+        self._left = left
+        if not left.inodes:
+            self._uploaded.clear()
+        seconds = time.monotonic() - began
+        return Saved(saved.seq, saved.files, saved.bytes, saved.sent, saved.puts, seconds, len(left.inodes))
 
     # --- steps on the owner thread --------------------------------------------------------------------------------
 
@@ -142,9 +154,9 @@ class Committer:
             self._frozen_counters = (self._index.next_id, self._index.files, self._index.bytes)
         return generation
 
-    def _thaw(self, *, committed: bool) -> None:
-        self._overlay.thaw(committed=committed)
-        self._index.thaw(committed=committed)
+    def _thaw(self, left: Left, *, committed: bool) -> None:
+        self._overlay.thaw(committed=committed, left=left.inodes)
+        self._index.thaw(committed=committed, left=left.dirty)
 
     # --- the commit -----------------------------------------------------------------------------------------------
 
@@ -156,7 +168,8 @@ class Committer:
         head = self._lease.refresh()
         if head.commit == pending.standing.commit:
             self._index.advance(pending, decode_segment(pending.blocks))
-            self._on_owner(self._overlay.settled)
+            self._left = self._maybe_left
+            self._on_owner(lambda: self._overlay.settled(self._left.inodes))
         else:
             # The request may still be on its way: with another version of HEAD it cannot be applied any more.
             self._lease.renew(state)
@@ -176,17 +189,34 @@ class Committer:
             return True
         return rows * _ROW_ESTIMATE > _FOLD_FLOOR and rows * 4 > base_rows * patience
 
-    def _push(self, reader: Reader, generation: int, blocks: list[_Work], state: State, *, fold: bool) -> Saved:
+    def _push(
+        self, reader: Reader, generation: int, state: State, left: Left, limit: Limit | None, *, fold: bool
+    ) -> Saved:
+        """The frozen generation, but for what it adds to `left`."""
         standing = self._index.standing
         assert standing is not None
-        packs = _Packs(self, reader)
+        blocks = self._blocks(reader, generation)
+        packs = Packs(
+            self._store,
+            self._overlay,
+            reader,
+            self.new_pack,
+            self._uploaded,
+            uploads=self._uploads,
+            compressors=self._compressors,
+            limit=limit,
+        )
         try:
-            resolved = packs.upload(blocks)
+            if limit is None:
+                resolved = packs.upload(blocks, lambda _work: True)
+            else:
+                resolved = self._send_some(packs, blocks, self._plan(reader, generation, blocks, standing), left, limit)
         finally:
             packs.close()
         self._reached("packs")
         puts, sent = packs.puts, packs.sent
-        changed = list(self._published(dirty_rows(reader, generation), resolved, standing.next_id))
+        rows = ((key, row) for key, row in dirty_rows(reader, generation) if key not in left.keys)
+        changed = list(self._published(rows, resolved, standing.next_id, left))
         if fold:
             base, written = self._fold(reader, changed, resolved)
             deltas: tuple[SegmentRef, ...] = ()
@@ -196,6 +226,7 @@ class Committer:
             deltas = (*standing.deltas, delta)
         self._reached("segments")
         next_id, files, total = self._frozen_counters
+        files, total = files - left.files, total - left.size
         nonce = new_nonce()
         manifest = Manifest(
             standing.workspace,
@@ -211,6 +242,7 @@ class Committer:
             deltas,
         )
         encoded = encode_manifest(manifest)
+        in_time(limit)
         put_new(self._store, manifest.key, encoded)
         self._reached("manifest")
         pending = Pending(
@@ -220,18 +252,84 @@ class Committer:
             base if fold else (),
             encode_segment(sorted(resolved.items())),
         )
-        self._index.rewrite(lambda txn: write_pending(txn, pending))
+
+        def note(txn: Writer) -> None:
+            write_pending(txn, pending)
+            left.keep_dirty(txn, generation)
+
+        in_time(limit)
+        self._maybe_left = left
+        self._index.rewrite(note)
         self._reached("pending")
         self._lease.publish(manifest, nonce, state)
         self._reached("head")
         self._index.advance(pending, decode_segment(pending.blocks))
         self._reached("advanced")
         names = sum(1 for key, row in changed if row is not None and key[8:9] == codec.ATTR)
-        content = sum(work.length for work in blocks)
+        content = sum(work.length for work in blocks if work.ino not in left.inodes)
         sent += sum(ref.length for ref in written) + len(encoded)
         return Saved(manifest.seq, names, content, sent, puts + len(written) + 2, 0.0)
 
-    def _blocks(self, reader: Reader, generation: int) -> list[_Work]:
+    # --- under a limit --------------------------------------------------------------------------------------------
+
+    def _plan(self, reader: Reader, generation: int, blocks: list[Work], standing: Standing) -> Plan:
+        """What may be left out; nothing, if there is little to send or the bucket cannot be asked."""
+        plan = Plan(reader, dirty_rows(reader, generation), lambda keys: self._in_bucket(reader, standing, keys))
+        if sum(work.length for work in blocks) >= _WORTH_LEAVING:
+            try:
+                plan.choose({work.ino for work in blocks})
+            except StoreError as exc:
+                log.warning("nothing can be left out, for the last commit cannot be read: %s", exc)
+                plan.choices.clear()
+        return plan
+
+    def _in_bucket(self, reader: Reader, standing: Standing, keys: set[bytes]) -> Rows:
+        """The rows of the commit that this cache stands on."""
+        before = self._left.before
+        rows: Rows = {key: before[key] for key in keys if key in before}
+        rows.update((key, None) for key in keys if codec.ino_of(key) >= standing.next_id)
+        asked = keys - rows.keys()
+        in_deltas = {key for key in asked if reader.lookup(b"changed", key) is not None}
+        refs = [part.ref for part in self._index.parts]
+        return rows | committed_rows(self._store, standing.deltas if in_deltas else (), refs, asked)
+
+    def _send_some(
+        self, packs: Packs, blocks: list[Work], plan: Plan, left: Left, limit: Limit
+    ) -> dict[bytes, bytes | None]:
+        """Upload in the order of value, until it is time to commit; what is not in the store then is added to `left`.
+
+        Raises DeadlineError, or why nothing could be sent, when there is nothing that a commit could hold.
+        """
+        began = time.monotonic()
+        ranks: set[int] = set()
+
+        def goes_on(work: Work) -> bool:
+            now, rank = time.monotonic(), plan.rank(work)
+            if now >= limit.uploads or (ranks - {MUST} and now - began > _POINT_SECONDS):
+                return False
+            if rank >= LARGE_FILES and ranks and max(ranks) < LARGE_FILES:
+                return False  # the files that people care for most count at once
+            ranks.add(rank)
+            return True
+
+        blocks = plan.order(blocks)
+        resolved = packs.upload(blocks, goes_on)
+        missing = set()
+        for work in blocks:
+            key = codec.block_key(work.ino, work.index)
+            if key not in resolved or not packs.is_sent(resolved[key]):
+                missing.add(work.ino)
+        progress = not self._left.inodes or len(missing) < len({work.ino for work in blocks})
+        if missing and not (progress and missing <= plan.choices.keys()):
+            if packs.failure is not None:
+                raise packs.failure
+            raise DeadlineError("there was no time to send more")
+        for ino in missing:
+            left.add(ino, plan.choices[ino])
+        left.before.update((key, row) for key, row in plan.before.items() if _concerns(key, left))
+        return {key: row for key, row in resolved.items() if codec.ino_of(key) not in missing}
+
+    def _blocks(self, reader: Reader, generation: int) -> list[Work]:
         """The blocks to upload, so that files of one directory end up side by side."""
         names: dict[int, tuple[int, bytes]] = {}
         local: list[tuple[int, int]] = []
@@ -243,18 +341,20 @@ class Committer:
                 names[codec.decode_dirent(row).ino] = (codec.ino_of(key), key[9:])
             elif table == codec.BLOCK and codec.is_local(row):
                 local.append((codec.ino_of(key), codec.block_index(key)))
-        work = []
+        work: list[Work] = []
         for ino, index in local:
             attributes = reader.get(codec.attr_key(ino))
             inode = codec.decode_inode(codec.ino_of(codec.attr_key(ino)), attributes) if attributes else None
             length = 0 if inode is None else min(BLOCK_SIZE, max(inode.size - index * BLOCK_SIZE, 0))
             name = names.get(ino) or ((inode.parent, b"") if inode else (0, b""))
-            work.append(_Work(name, ino, index, length))
+            work.append(Work(name, ino, index, length, 0 if inode is None else inode.size))
         work.sort(key=lambda w: (w.name, w.ino, w.index))
         return work
 
     @staticmethod
-    def _published(rows: Iterator[Row], resolved: dict[bytes, bytes | None], first_new: int) -> Iterator[Row]:
+    def _published(
+        rows: Iterator[Row], resolved: dict[bytes, bytes | None], first_new: int, left: Left
+    ) -> Iterator[Row]:
         """Rows as the bucket holds them. What came and went between two commits leaves no trace."""
         for key, row in rows:
             if row is None:
@@ -265,7 +365,7 @@ class Committer:
                 if value is not None or codec.ino_of(key) < first_new:
                     yield key, value
             else:
-                yield key, codec.published(key, row)
+                yield key, left.publish(key, codec.published(key, row))
 
     def _put_segment(self, rows: list[Row], start: bytes = b"") -> SegmentRef:
         data = encode_segment(rows)
@@ -328,90 +428,6 @@ class Committer:
         return PackWriter(self._lease.epoch, next(self._pack_numbers))
 
 
-class _Packs:
-    """Turns blocks into rows, by way of packs that are uploaded in parallel. At most `uploads` packs wait in memory."""
-
-    def __init__(self, committer: Committer, reader: Reader) -> None:
-        self._c = committer
-        self._reader = reader
-        self._compress = ThreadPoolExecutor(committer._compressors, "wsfs-compress")
-        self._upload = ThreadPoolExecutor(committer._uploads, "wsfs-upload")
-        self._running: list[Future[None]] = []
-        self._seen: dict[bytes, FrameLoc] = {}
-        self._pack = committer.new_pack()
-        self.puts = 0
-        self.sent = 0
-
-    def upload(self, blocks: list[_Work]) -> dict[bytes, bytes | None]:
-        """The published row of each block, once all packs are in the store; None for one that is all zeros."""
-        resolved: dict[bytes, bytes | None] = {}
-        queue = iter(blocks)
-        while chunk := list(islice(queue, _BATCH)):
-            for work, data, found in zip(chunk, *self._prepare(chunk), strict=True):
-                key = codec.block_key(work.ino, work.index)
-                if not data:
-                    resolved[key] = None
-                elif len(data) <= INLINE_MAX:
-                    resolved[key] = codec.encode_block(Inline(data))
-                else:
-                    resolved[key] = codec.encode_block(Packed(self._place(found, work)))
-        if self._pack.frames:
-            self._send()
-        for upload in self._running:
-            upload.result()
-        return resolved
-
-    def close(self) -> None:
-        for upload in self._running:
-            upload.cancel()
-        self._compress.shutdown(wait=True)
-        self._upload.shutdown(wait=True)
-
-    def _prepare(self, chunk: list[_Work]) -> tuple[list[bytes], list[Frame | FrameLoc | None]]:
-        results = list(self._compress.map(self._prepare_one, chunk))
-        return [data for data, _ in results], [found for _, found in results]
-
-    def _prepare_one(self, work: _Work) -> tuple[bytes, Frame | FrameLoc | None]:
-        data = self._c._overlay.capture(work.ino, work.index, work.length)
-        if data == _HEX_ZERO[: len(data)]:
-            return b"", None
-        if len(data) <= INLINE_MAX:
-            return data, None
-        name = digest(data)
-        known = self._seen.get(name)
-        return data, known if known is not None else make_frame(data, name)
-
-    def _place(self, found: Frame | FrameLoc | None, work: _Work) -> FrameLoc:
-        assert found is not None
-        known = self._seen.get(found.digest) or known_frame(self._reader, found.digest)
-        if known is None:
-            assert isinstance(found, Frame)
-            known = self._pack.add(found, work.ino, work.index)
-            if self._pack.size >= TARGET_SIZE:
-                self._send()
-        self._seen[found.digest] = known
-        return known
-
-    def _send(self) -> None:
-        pack, self._pack = self._pack, self._c.new_pack()
-        while len(self._running) >= self._c._uploads:
-            self._running.pop(0).result()
-        self._running.append(self._upload.submit(self._put, pack))
-        self.puts += 1
-
-    def _put(self, pack: PackWriter) -> None:
-        data = pack.finish()
-        self._c._store.put(pack_key(pack.epoch, pack.number), data)
-        self.sent += len(data)
-
-
-def put_new(store: Store, key: str, data: bytes) -> None:
-    """Write an object under a name that nobody else can choose. A refusal after a lost answer means it is there."""
-    try:
-        store.put(key, data, if_none_match=True)
-    except TransientStoreError as exc:
-        log.info("put again: key=%s error=%s", key, exc)
-        try:
-            store.put(key, data, if_none_match=True)
-        except PreconditionFailedError:
-            return
+def _concerns(key: bytes, left: Left) -> bool:
+    """Whether the bucket's row at `key` stays as it is, with what is left out."""
+    return key in left.keys or codec.ino_of(key) in left.inodes

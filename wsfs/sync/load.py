@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
@@ -46,6 +48,24 @@ def merge_deltas(deltas: list[list[Row]]) -> list[Row]:
     for rows in deltas:
         merged.update(rows)
     return sorted(merged.items())
+
+
+def committed_rows(
+    store: Store, deltas: Sequence[SegmentRef], base: Sequence[SegmentRef], keys: set[bytes]
+) -> dict[bytes, bytes | None]:
+    """The rows of a commit at some keys, read from the store; None where it has none.
+
+    Raises StoreError, FormatError.
+    """
+    rows: dict[bytes, bytes | None] = {}
+    starts = [ref.start for ref in base]
+    with ThreadPoolExecutor(_PARALLEL) as pool:
+        for segment in pool.map(lambda ref: read_segment(store, ref), reversed(deltas)):
+            rows.update((key, row) for key, row in segment if key in keys and key not in rows)
+        wanted = {bisect_right(starts, key) - 1 for key in keys - rows.keys()}
+        for segment in pool.map(lambda number: read_segment(store, base[number]), sorted(wanted)):
+            rows.update((key, row) for key, row in segment if key in keys and key not in rows)
+    return dict.fromkeys(keys) | rows
 
 
 class Loader:
