@@ -1,0 +1,298 @@
+"""What goes, what stays, and for how long."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Callable
+
+import pytest
+from garbage import HOUR, GcWorld
+from harness import Crash
+
+from wsfs.errors import FormatError, TransientStoreError
+from wsfs.model import ROOT_INO, Packed
+from wsfs.repo.head import State
+from wsfs.sync.survey import Commit, pin, retained
+
+Make = Callable[..., GcWorld]
+BLOCK = 4096
+
+
+def test_a_deleted_file_goes_and_the_others_stay(world: GcWorld) -> None:
+    world.create(b"dead", os.urandom(20 * BLOCK))
+    world.create(b"alive", data := os.urandom(5 * BLOCK))
+    world.commit()
+    world.unlink(b"dead")
+    world.commit()
+    before = world.usage()
+    done = world.settle()
+    assert done.packs
+    assert before - world.usage("packs/") > 19 * BLOCK
+    assert world.check()
+    assert not world.garbage()
+    world.restart_cold()
+    assert world.content(b"alive") == data
+
+
+def test_nothing_goes_before_its_time(world: GcWorld) -> None:
+    world.create(b"a", os.urandom(8 * BLOCK))
+    world.commit()
+    world.unlink(b"a")
+    world.commit()
+    everything = set(world.bucket.objects)
+    for _ in range(5):
+        world.touch()
+        world.pass_time(HOUR / 10)
+        done = world.collect()
+        assert (done.packs, done.segments, done.commits) == (0, 0, 0)
+    assert everything <= set(world.bucket.objects)
+
+
+def test_a_commit_that_was_head_until_now_is_kept_however_old_it_is(world: GcWorld) -> None:
+    world.create(b"a", os.urandom(8 * BLOCK))
+    world.commit()
+    old = world.head().commit
+    world.pass_time(100 * HOUR)
+    world.unlink(b"a")
+    for _ in range(4):
+        world.touch()
+    for _ in range(3):
+        world.touch()
+        world.collect()
+    assert old in world.bucket.objects, "readers may stand on it"
+    world.check()
+    world.settle()
+    assert old not in world.bucket.objects
+
+
+def test_a_pack_goes_only_after_a_commit_has_followed_its_condemnation(world: GcWorld) -> None:
+    """Whoever stands on an older commit, with a cache that knows nothing of it, can make no commit any more then."""
+    world.create(b"a", os.urandom(8 * BLOCK))
+    world.commit()
+    world.unlink(b"a")
+    world.bury()
+    for _ in range(3):
+        done = world.collect()
+        assert done.packs == 0
+        assert done.condemned
+        world.pass_time(HOUR + 1)
+    world.touch()
+    assert world.collect().packs >= 3
+    world.check()
+
+
+def test_a_new_epoch_deletes_no_pack_before_it_has_made_two_commits(world: GcWorld, make: Make) -> None:
+    """The other one's cache is warm, and knows blocks that nothing leads to any more."""
+    data = os.urandom(8 * BLOCK)
+    world.create(b"a", data)
+    world.commit()
+    world.unlink(b"a")
+    world.bury()
+    world.touch()
+    world.stop()
+    other = make(world)
+    other.start()
+    for _ in range(4):
+        other.pass_time(HOUR + 1)
+        assert other.collect().packs == 0
+    other.stop()
+    world.start()  # its cache stands on HEAD, and it writes the same blocks again
+    world.create(b"b", data)
+    world.commit()
+    world.check()
+    world.settle()
+    world.check()
+    assert world.content(b"b") == data
+
+
+def test_an_equal_block_never_leads_to_a_condemned_pack(world: GcWorld) -> None:
+    data = os.urandom(2 * BLOCK)
+    world.create(b"a", data)
+    world.commit()
+    first = world.index.block(world.file(b"a"), 0)
+    assert isinstance(first, Packed)
+    world.unlink(b"a")
+    world.bury()
+    assert world.collect().condemned
+    world.create(b"b", data)
+    world.commit()
+    second = world.index.block(world.file(b"b"), 0)
+    assert isinstance(second, Packed)
+    assert (second.loc.epoch, second.loc.pack) != (first.loc.epoch, first.loc.pack)
+    world.settle()
+    world.check()
+    assert world.content(b"b") == data
+
+
+def test_an_equal_block_still_saves_an_upload_before_that(world: GcWorld) -> None:
+    data = os.urandom(2 * BLOCK)
+    world.create(b"a", data)
+    world.commit()
+    world.unlink(b"a")
+    world.touch()
+    world.collect()
+    world.store.log.clear()
+    world.create(b"b", data)
+    world.commit()
+    assert not world.store.puts("packs/")
+    world.settle()
+    world.check()
+
+
+def test_a_file_that_is_open_without_a_name_stays_readable(world: GcWorld) -> None:
+    ino = world.create(b"a", data := os.urandom(8 * BLOCK))
+    world.commit()
+    world.restart_cold()
+    world.load_all()
+    assert world.do(world.names.unlink, ROOT_INO, b"a") == ino
+    world.settle()
+    assert world.read(ino) == data
+    world.names.forgotten(ino)
+    assert world.settle().packs
+    world.check()
+
+
+def test_orphans_of_a_crash_go_but_not_at_once(world: GcWorld) -> None:
+    def crash(step: str) -> None:
+        if step == "manifest":
+            raise Crash
+
+    world.create(b"a", os.urandom(6 * BLOCK))
+    world.reached = crash
+    with pytest.raises(Crash):
+        world.commit()
+    world.reached = lambda _step: None
+    orphans = world.garbage()
+    assert len({key.split("/")[0] for key in orphans}) == 3, "packs, a segment, and a manifest"
+    world.restart()
+    world.touch()
+    world.collect()
+    world.touch()
+    world.collect()
+    assert orphans <= set(world.bucket.objects)
+    world.settle()
+    assert not orphans & set(world.bucket.objects)
+    world.check()
+
+
+def test_objects_of_newer_epochs_and_of_unknown_names_are_never_touched(world: GcWorld) -> None:
+    names = ["packs/01/000000ff-00000001", "meta/000000ff/00000001", "commits/0000000009-000000ff-0123456789abcdef"]
+    names += ["hints/00000001", "packs/readme", "meta/other", "commits/notes"]
+    for name in names:
+        world.observer().put(name, b"not ours")
+    world.settle()
+    assert set(names) <= set(world.bucket.objects)
+
+
+def test_a_damaged_commit_stops_the_collection_before_anything_is_deleted(world: GcWorld) -> None:
+    world.create(b"a", os.urandom(8 * BLOCK))
+    world.commit()
+    world.unlink(b"a")
+    world.commit()
+    world.bury()
+    world.touch()
+    del world.bucket.objects[max(key for key in world.bucket.objects if key.startswith("meta/00000001/"))]
+    before = set(world.bucket.objects)
+    with pytest.raises(FormatError):
+        world.collect()
+    assert set(world.bucket.objects) == before
+
+
+def test_a_pinned_commit_stays_with_all_it_leads_to(world: GcWorld) -> None:
+    world.create(b"a", os.urandom(8 * BLOCK))
+    world.commit()
+    old = world.head().commit
+    name = pin(world.observer(), old, "a test")
+    world.unlink(b"a")
+    world.settle()
+    assert old in world.bucket.objects
+    world.check()
+    world.pass_time(31 * 24 * HOUR)
+    world.settle()
+    assert old not in world.bucket.objects
+    assert name not in world.bucket.objects
+    assert not world.garbage()
+
+
+def test_a_commit_in_doubt_keeps_everything(world: GcWorld) -> None:
+    world.create(b"a", os.urandom(8 * BLOCK))
+    world.commit()
+    world.unlink(b"a")
+    world.bury()
+    world.collect()
+    world.create(b"b", os.urandom(BLOCK))
+
+    def lost(method: str, key: str) -> None:
+        if key == "HEAD":
+            raise TransientStoreError("the answer was lost")
+
+    def down(method: str, key: str) -> None:
+        if key == "HEAD" and method == "get":
+            raise TransientStoreError("down")
+
+    world.store.lost, world.store.fault = lost, down
+    with pytest.raises(TransientStoreError):
+        world.commit()
+    world.store.heal()
+    before = set(world.bucket.objects)
+    assert world.index.pending is not None
+    world.collect()
+    assert set(world.bucket.objects) == before
+    world.commit()
+    world.settle()
+    world.check()
+
+
+def test_it_is_due_after_a_while_and_a_commit(world: GcWorld) -> None:
+    assert not world.collector.due()
+    world.pass_time(601)
+    assert world.collector.due()
+    world.collect()
+    world.pass_time(601)
+    assert not world.collector.due(), "there was no commit"
+    world.touch()
+    assert world.collector.due()
+
+
+def test_it_ends_early_when_there_is_no_time(world: GcWorld) -> None:
+    for number in range(8):
+        world.create(b"%d" % number, os.urandom(4 * BLOCK))
+    world.commit()
+    for number in range(8):
+        world.unlink(b"%d" % number)
+    world.bury()
+    world.collect()
+    world.touch()
+    world.stopping = True
+    assert world.collect().packs == 0
+    world.stopping = False
+    assert world.collect().packs
+
+
+def test_the_policy_keeps_the_newest_two_and_what_was_head_within_the_retention() -> None:
+    ages = [None, 50.0, 200.0, 3599.0, 3600.0, 9000.0]
+    commits = [Commit(f"c{n}", n, age) for n, age in enumerate(ages)]
+    assert retained(commits) == {"c0", "c1", "c2", "c3"}
+    assert retained(commits, 10) == {"c0", "c1"}
+    assert retained(commits[:1]) == {"c0"}
+    taken = iter(commits)
+    retained(taken)
+    assert list(taken) == commits[5:], "no more is asked for than is needed: each costs a request"
+
+
+def test_a_stop_in_between_loses_nothing(world: GcWorld) -> None:
+    rng = random.Random(1)
+    for number in range(6):
+        world.create(b"%d" % number, rng.randbytes(3 * BLOCK))
+        world.commit()
+        world.pass_time(HOUR / 2)
+        world.collect()
+    for number in range(0, 6, 2):
+        world.unlink(b"%d" % number)
+    world.commit(State.STOPPING)
+    world.stop()
+    world.start()
+    world.settle()
+    world.check()
+    assert not world.garbage()

@@ -1,0 +1,287 @@
+"""Garbage: what no commit that is kept leads to goes away. docs/GC.md has the rules and why they are safe.
+
+    survey    list the objects; read the commits that are kept, and their segments
+    condemn   between two commits: packs that nothing leads to are never used again, and the cache forgets them
+    sweep     delete commits, segments, and the packs that were condemned before the newest commit was made
+    repack    packs that are mostly dead: write their live frames anew, and have the next commit lead there
+
+Dying at any step leaves garbage, and nothing else.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Container, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from typing import Final
+
+from wsfs.index.base import Standing
+from wsfs.index.index import Index
+from wsfs.index.tables import Reader, Writer
+from wsfs.repo import codec
+from wsfs.repo.pack import PackWriter
+from wsfs.store.base import ObjectInfo, Store
+from wsfs.sync.commit import OnOwner
+from wsfs.sync.lease import Lease
+from wsfs.sync.repack import Repacker, Usage
+from wsfs.sync.survey import (
+    PIN_RETENTION,
+    RETENTION,
+    Listing,
+    Live,
+    Policy,
+    Survey,
+    epoch_in,
+    list_objects,
+    pack_id,
+    retained,
+    seq_in,
+)
+
+log = logging.getLogger(__name__)
+
+INTERVAL: Final = 600.0
+"""Seconds between two collections, at least, and before the first."""
+
+STEPS: Final = (
+    "listed",
+    "surveyed",
+    "flushed",
+    "forgotten",
+    "condemned",
+    "confirmed",
+    "commits deleted",
+    "segments deleted",
+    "packs deleted",
+    "frames read",
+    "pack written",
+    "rows changed",
+    "digests changed",
+)
+"""What `reached` is called with, in this order; steps that have nothing to do are left out."""
+
+_BATCH: Final = 64
+_DELETERS: Final = 4
+
+
+@dataclass(slots=True)
+class Collected:
+    """What a collection did. `condemned` counts the packs that wait for the next commit, `bytes` what was deleted."""
+
+    commits: int = 0
+    segments: int = 0
+    packs: int = 0
+    bytes: int = 0
+    condemned: int = 0
+    repacked: int = 0
+    sent: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What is to go, in order of its deletion, and what is in use."""
+
+    standing: Standing
+    commits: list[tuple[str, int]]
+    segments: list[tuple[str, int]]
+    packs: list[tuple[str, int]]
+    usage: Usage
+
+
+class Collector:
+    """Collects garbage on a thread that is not the owner's (in tests it may be). One collection at a time.
+
+    `busy` is held while a commit is under way. `stopping` says that there is no time for this any more.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        index: Index,
+        lease: Lease,
+        on_owner: OnOwner,
+        busy: threading.Lock,
+        new_pack: Callable[[], PackWriter],
+        *,
+        policy: Policy = retained,
+        grace: float = RETENTION,
+        interval: float = INTERVAL,
+        clock: Callable[[], float] = time.monotonic,
+        stopping: Callable[[], bool] = lambda: False,
+        reached: Callable[[str], None] = lambda _step: None,
+    ) -> None:
+        self._store = store
+        self._index = index
+        self._lease = lease
+        self._on_owner = on_owner
+        self._busy = busy
+        self._grace = grace
+        self._interval = interval
+        self._clock = clock
+        self._stopping = stopping
+        self._reached = reached
+        self._survey = Survey(store, policy)
+        self._repacker = Repacker(store, index, on_owner, new_pack, grace=grace, stopping=stopping, reached=reached)
+        self._condemned: dict[int, int] = {}
+        self._collected_at = clock()
+        self._collected_seq = 0
+
+    def due(self) -> bool:
+        """Whether there may be something to do: a while has passed, and there is another commit."""
+        waited = self._clock() - self._collected_at >= self._interval
+        return waited and self._lease.head.seq != self._collected_seq
+
+    def collect(self) -> Collected:
+        """One collection. Raises StoreError, FencedError, CacheError, and FormatError when a commit that is kept is
+        damaged: nothing is deleted then. Whatever it raises, it can be repeated."""
+        self._collected_at = self._clock()
+        done = Collected()
+        if self._index.unloaded():
+            return done
+        listing = list_objects(self._store)
+        self._reached("listed")
+        # What takes long is read here, so that no commit has to wait for it; then again, for what came since.
+        self._look(listing)
+        with self._busy:
+            if self._index.pending is not None:
+                return done  # which commit is the newest is not known
+            standing, live = self._look(listing)
+            self._reached("surveyed")
+            plan = self._condemn(standing, live, listing)
+        self._collected_seq = standing.seq
+        done.condemned = len(self._condemned)
+        self._sweep(plan, done)
+        done.condemned -= done.packs
+        done.repacked, done.sent = self._repacker.repack(plan.usage, listing)
+        return done
+
+    # --- what is live ---------------------------------------------------------------------------------------------
+
+    def _look(self, listing: Listing) -> tuple[Standing, Live]:
+        standing = self._index.standing
+        assert standing is not None
+        head = self._lease.head
+        known = head.commit_digest if head.commit == standing.commit else None
+        return standing, self._survey.live(standing.commit, listing, head_digest=known)
+
+    def _flush(self) -> None:
+        """Have LMDB hold every row."""
+        index = self._index
+        while True:
+            index.flush()
+            if self._on_owner(lambda: index.rotate() or not index.pending_rows):
+                break
+        index.flush()
+        self._reached("flushed")
+
+    def _local(self) -> Usage:
+        """What the rows on this machine lead to, those of open files without a name included."""
+        usage = Usage()
+        self._flush()
+        reader = self._index.tables.reader()
+        try:
+            for key, row in reader.scan(b"rows", b""):
+                if key[8:9] == codec.BLOCK:
+                    usage.add(row)
+        finally:
+            reader.close()
+        # After the snapshot: whoever loses the last name in between is in one of both.
+        for key, row in self._on_owner(self._index.detached_rows):
+            if codec.table_of(key) == codec.BLOCK:
+                usage.add(row)
+        return usage
+
+    # --- condemning -----------------------------------------------------------------------------------------------
+
+    def _condemn(self, standing: Standing, live: Live, listing: Listing) -> _Plan:
+        """While no commit is under way: decide what goes, and make sure that no later commit leads there."""
+        usage = self._local()
+        epoch = self._lease.epoch
+        dead = {
+            number
+            for number, info in listing.packs.items()
+            if number not in live.packs
+            and number not in usage.packs
+            and number >> 32 <= epoch
+            and info.age >= self._grace
+        }
+        alive_again = self._condemned.keys() & (live.packs | usage.packs.keys())
+        if alive_again:  # cannot be; but if it is, they are needed
+            log.error("condemned packs are in use, they are kept: %s", sorted(alive_again))
+        fresh = dead - self._condemned.keys()
+        if fresh:
+            self._index.rewrite(partial(_forget, packs=fresh))
+            self._reached("forgotten")
+        self._condemned = {number: self._condemned.get(number, standing.seq) for number in dead}
+        self._reached("condemned")
+        # A commit of this epoch has been made since: whoever stands on an older one can make no more.
+        due = sorted(number for number, seq in self._condemned.items() if seq < standing.seq)
+        return _Plan(
+            standing,
+            self._old(listing.commits.items(), live.commits, epoch, by_age=False)
+            + [(key, info.size) for key, info in listing.pins.items() if info.age >= PIN_RETENTION],
+            self._old(listing.segments.items(), live.segments, epoch, by_age=True),
+            [(listing.packs[number].key, listing.packs[number].size) for number in due],
+            usage,
+        )
+
+    def _old(
+        self, listed: Iterable[tuple[str, ObjectInfo]], live: Container[str], epoch: int, *, by_age: bool
+    ) -> list[tuple[str, int]]:
+        """The objects of our epoch and older ones that nothing leads to; the oldest commits first."""
+        found = [
+            (key, info.size)
+            for key, info in listed
+            if key not in live and epoch_in(key) <= epoch and info.age >= self._grace
+        ]
+        return found if by_age else sorted(found, key=lambda one: seq_in(one[0]))
+
+    # --- deleting -------------------------------------------------------------------------------------------------
+
+    def _sweep(self, plan: _Plan, done: Collected) -> None:
+        """Delete from the top down: what is left of a half deleted commit leads to nothing that is missing unseen."""
+        if not (plan.commits or plan.segments or plan.packs):
+            return
+        # Not needed for safety (a fenced collector deletes nothing that anybody uses), but it may be time to stop.
+        self._lease.refresh()
+        self._reached("confirmed")
+        for size in self._delete(plan.commits, "commits"):
+            done.commits += 1
+            done.bytes += size
+        for size in self._delete(plan.segments, "segments"):
+            done.segments += 1
+            done.bytes += size
+        for size in self._delete(plan.packs, "packs"):
+            done.packs += 1
+            done.bytes += size
+
+    def _delete(self, objects: list[tuple[str, int]], kind: str) -> Iterator[int]:
+        """Delete objects, and yield the size of each that is gone. Raises StoreError; deleting again is fine."""
+        rest = iter(objects)
+        with ThreadPoolExecutor(_DELETERS, "wsfs-delete") as pool:
+            while not self._stopping() and (batch := list(islice(rest, _BATCH))):
+                gone = pool.map(self._store.delete, [key for key, _ in batch])
+                for (key, size), _ in zip(batch, gone, strict=True):
+                    log.debug("deleted: key=%s size=%d", key, size)
+                    yield size
+                self._reached(f"{kind} deleted")
+
+
+def _forget(txn: Writer, packs: set[int]) -> None:
+    """Remove what would let a later commit lead to these packs."""
+    for name in _names_in(txn, packs):
+        txn.delete(b"digests", name)
+
+
+def _names_in(reader: Reader, packs: set[int]) -> list[bytes]:
+    """The digests of blocks in these packs. Both numbers lead the row, as in `pack_id`."""
+    return [
+        name
+        for name, row in reader.scan(b"digests", b"")
+        if pack_id(int.from_bytes(row[:4], "big"), int.from_bytes(row[4:8], "big")) in packs
+    ]
