@@ -273,6 +273,10 @@ class Index:
     def is_detached(self, ino: int) -> bool:
         return ino in self._detached
 
+    def detached_rows(self) -> list[tuple[bytes, bytes]]:
+        """The rows of every inode that has no name any more, but is open."""
+        return [row for rows in self._detached.values() for row in rows.items()]
+
     def forget_detached(self, ino: int) -> None:
         """Nobody has the inode open any more."""
         self._detached.pop(ino, None)
