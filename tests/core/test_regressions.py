@@ -366,6 +366,23 @@ def test_a_power_loss_that_undoes_an_eviction_does_not_leave_holes(
     assert saved_tree(small, tmp_path / "elsewhere")[b"/f"][1] == b"x" + content[1:] + b"more"
 
 
+def test_an_overlay_file_that_a_power_loss_took_leaves_no_holes(
+    small: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    """Its blocks are in their packs. A write to one of them begins a new file, in which the others are not."""
+    content = os.urandom(3 * 4096)
+    ino = small.create(b"f", content)
+    small.commit()
+    small.crash()
+    small.overlay._path(ino).unlink()
+    power_loss(small, monkeypatch)
+    small.write(ino, 4096, b"new")
+    content = content[:4096] + b"new" + content[4099:]
+    assert small.content(b"f") == content
+    small.commit()
+    assert saved_tree(small, tmp_path / "elsewhere")[b"/f"][1] == content
+
+
 def test_removed_bytes_are_freed_once_that_is_durable(world: World) -> None:
     """By the next flush or fsync; and a file that is written to again before that keeps its new bytes."""
     gone, kept = world.create(b"gone", b"x" * 1000), world.create(b"kept", b"y" * 1000)

@@ -104,6 +104,8 @@ class Files:
                 after.put(*local_row)
             if block is not None:
                 index.guard_data(ino)
+        if begin and inode.size > BLOCK_SIZE and not overlay.has(ino):
+            self._forget_residents(ino)
         self._change(ino, before)
         mode = inode.mode & ~_SETID if inode.mode & _SETID else inode.mode
         if end > inode.size or mode != inode.mode:
@@ -135,6 +137,16 @@ class Files:
         self._index.apply(batch)
         for number in numbers:
             self._overlay.mark(ino, number)
+
+    def _forget_residents(self, ino: Ino) -> None:
+        """A power loss may have taken the overlay file: what was in it must not seem to be in the next one."""
+        batch = Batch()
+        for key, row in self._index.scan(ino, codec.BLOCK):
+            block = codec.decode_block(row)
+            if isinstance(block, Packed) and block.resident:
+                batch.put_clean(key, codec.encode_block(Packed(block.loc)))
+        if batch.ops:
+            self._index.apply(batch)
 
     def _in_overlay(self, ino: Ino, block: Block | None) -> bool:
         if isinstance(block, Packed):
