@@ -42,7 +42,7 @@ class Empty(pyfuse3.Operations):
         return pyfuse3.StatvfsData()
 
 
-def run(settings: MountSettings, ready: Callable[[], None]) -> None:
+def run(settings: MountSettings, ready: Callable[[], None], tell: Callable[[str], None] = lambda _notice: None) -> None:
     """Be a daemon of sorts."""
     behaviour = settings.url.rstrip("/").rpartition("/")[2]
     if behaviour == "refuse":
