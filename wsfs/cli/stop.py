@@ -30,7 +30,8 @@ def umount(mountpoint: str, deadline: str | None, as_json: bool) -> None:
       umount /workspace          as the first one, once 'wsfs install-helpers' has run
 
     \b
-    Exit codes: 3 time was up, 41 the mount is in use, 42 nothing is mounted there, 50 not everything could be saved.
+    Exit codes: 3 time was up, 41 the mount is in use, 42 nothing is mounted there,
+    50 not everything could be saved.
     """
     answer = daemon.stop(mountpoint, None if deadline is None else parse_duration(deadline))
     if as_json:

@@ -86,8 +86,8 @@ class PackCache:
             missing = [w for w in windows if (name, w) not in self._fetched]
             if missing:
                 return missing
-            fresh = all([self._fetched.pop((name, w)) for w in windows])
-        if fresh:
+            fresh = [self._fetched.pop((name, w)) for w in windows]
+        if all(fresh):
             # Just fetched, and still wrong: the store is at fault. A later try asks again.
             raise FormatError(f"the pack '{pack_key(loc.epoch, loc.pack)}' does not hold the bytes that were written")
         return list(windows)
