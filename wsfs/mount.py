@@ -278,12 +278,16 @@ class Daemon:
 
     async def _keep_cache_small(self) -> None:
         limit = self._settings.cache_size or _default_cache_size(self._settings.cache_dir)
+        pause = CACHE_SECONDS
         while True:
-            await trio.sleep(30)
+            await trio.sleep(pause)
+            began = trio.current_time()
             try:
                 await self._evictor.shrink(limit)
             except CacheError as exc:
                 log.warning("cache not shrunk: %s", exc)
+            # It looks at every file: with a million of them that may take a fiftieth of the time, and no more.
+            pause = max(CACHE_SECONDS, 50 * (trio.current_time() - began))
 
     async def _save_periodically(self) -> None:
         interval = self._settings.save_interval
