@@ -270,6 +270,116 @@ def test_it_ends_early_when_there_is_no_time(world: GcWorld) -> None:
     assert world.collect().packs
 
 
+def test_what_a_failed_commit_has_uploaded_is_not_used_again_once_it_is_condemned(world: GcWorld) -> None:
+    """Even if the store's clock jumps: ages do not decide what a commit may lead to."""
+    for name in (b"a", b"b", b"c"):
+        world.create(name, os.urandom(3 * BLOCK))
+
+    def down(method: str, key: str) -> None:
+        if method == "put" and key.startswith("meta/"):
+            raise TransientStoreError("down")
+
+    world.store.fault = down
+    with pytest.raises(TransientStoreError):
+        world.commit()
+    world.store.heal()
+    packs = [key for key in world.bucket.objects if key.startswith("packs/")]
+    assert packs
+    world.pass_time(2 * HOUR)
+    assert world.collect().condemned == len(packs)
+    world.commit()
+    assert world.collect().packs == len(packs)
+    world.check()
+
+
+def test_rows_that_only_memory_holds_count(world: GcWorld, caplog: pytest.LogCaptureFixture) -> None:
+    for name in (b"a", b"b", b"c", b"d", b"e"):
+        world.create(name, os.urandom(BLOCK))
+    world.commit()
+    for name in (b"a", b"b", b"c", b"d"):
+        world.unlink(name)
+    world.bury()
+    before = set(world.bucket.objects)
+    while not world.collect().repacked:
+        pass
+    fresh = {key for key in set(world.bucket.objects) - before if key.startswith("packs/")}
+    assert fresh
+    for _ in range(3):
+        world.pass_time(HOUR + 1)
+        world.collect()
+    world.touch()
+    world.collect()
+    assert fresh <= set(world.bucket.objects)
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+    world.check()
+
+
+@pytest.mark.parametrize("step", ["frames read", "pack written"])
+def test_what_changes_while_packs_are_written_anew_stays_changed(world: GcWorld, step: str) -> None:
+    names = [b"%d" % number for number in range(6)]
+    for name in names:
+        world.create(name, os.urandom(3 * BLOCK))
+    world.commit()
+    for name in names:  # one block of three stays: the packs are sparse
+        ino = world.file(name)
+        world.truncate(ino, BLOCK)
+    world.bury()
+    before = {name: world.content(name) for name in names}
+    done = False
+
+    def change(reached: str) -> None:
+        nonlocal done
+        if reached != step or done:
+            return
+        done = True
+        world.write(world.file(b"0"), 0, b"n" * BLOCK)
+        world.commit()
+        world.write(world.file(b"1"), 0, b"l" * 10)
+        world.truncate(world.file(b"2"), 1000)
+        world.unlink(b"3")
+        held = world.do(world.names.unlink, ROOT_INO, b"4")
+        assert world.read(held) == before[b"4"]
+        before[b"0"] = b"n" * BLOCK
+        before[b"1"] = b"l" * 10 + before[b"1"][10:]
+        before[b"2"] = before[b"2"][:1000]
+        del before[b"3"], before[b"4"]
+
+    world.step = change
+    while not world.collect().repacked:
+        world.touch()
+    assert done
+    world.commit()
+    world.check()
+    world.settle()
+    assert {name: world.content(name) for name in before} == before
+    world.check()
+    world.restart_cold()
+    assert {name: world.content(name) for name in before} == before
+
+
+def test_damaged_frames_are_left_where_they_are(world: GcWorld, caplog: pytest.LogCaptureFixture) -> None:
+    for name in (b"a", b"b", b"c"):
+        world.create(name, os.urandom(BLOCK))
+    world.commit()
+    row = world.index.block(world.file(b"a"), 0)
+    assert isinstance(row, Packed)
+    key = f"packs/{row.loc.pack & 0xFF:02x}/{row.loc.epoch:08x}-{row.loc.pack:08x}"
+    data = bytearray(world.bucket.objects[key].data)
+    data[row.loc.offset + 5] ^= 1
+    world.observer().put(key, bytes(data))
+    world.unlink(b"b")
+    world.unlink(b"c")
+    world.bury()
+    world.collect()
+    world.touch()
+    world.collect()
+    after = world.index.block(world.file(b"a"), 0)
+    assert isinstance(after, Packed)
+    assert after.loc == row.loc
+    assert key in world.bucket.objects
+    assert "is damaged" in caplog.text
+
+
 def test_the_policy_keeps_the_newest_two_and_what_was_head_within_the_retention() -> None:
     ages = [None, 50.0, 200.0, 3599.0, 3600.0, 9000.0]
     commits = [Commit(f"c{n}", n, age) for n, age in enumerate(ages)]

@@ -423,6 +423,10 @@ class Committer:
 
     # --- packs ----------------------------------------------------------------------------------------------------
 
+    def forget_uploaded(self) -> None:
+        """While `busy` is held: no later commit leads to what an earlier, failed one has uploaded."""
+        self._uploaded.clear()
+
     def new_pack(self) -> PackWriter:
         """Any thread: an empty pack, with a name that no other has."""
         return PackWriter(self._lease.epoch, next(self._pack_numbers))

@@ -11,7 +11,6 @@ Dying at any step leaves garbage, and nothing else.
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Callable, Container, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -24,9 +23,8 @@ from wsfs.index.base import Standing
 from wsfs.index.index import Index
 from wsfs.index.tables import Reader, Writer
 from wsfs.repo import codec
-from wsfs.repo.pack import PackWriter
 from wsfs.store.base import ObjectInfo, Store
-from wsfs.sync.commit import OnOwner
+from wsfs.sync.commit import Committer, OnOwner
 from wsfs.sync.lease import Lease
 from wsfs.sync.repack import Repacker, Usage
 from wsfs.sync.survey import (
@@ -69,6 +67,10 @@ _BATCH: Final = 64
 _DELETERS: Final = 4
 
 
+class _NoTimeError(Exception):
+    """The mount is being stopped."""
+
+
 @dataclass(slots=True)
 class Collected:
     """What a collection did. `condemned` counts the packs that wait for the next commit, `bytes` what was deleted."""
@@ -96,7 +98,7 @@ class _Plan:
 class Collector:
     """Collects garbage on a thread that is not the owner's (in tests it may be). One collection at a time.
 
-    `busy` is held while a commit is under way. `stopping` says that there is no time for this any more.
+    `stopping` says that there is no time for this any more.
     """
 
     def __init__(
@@ -105,8 +107,7 @@ class Collector:
         index: Index,
         lease: Lease,
         on_owner: OnOwner,
-        busy: threading.Lock,
-        new_pack: Callable[[], PackWriter],
+        committer: Committer,
         *,
         policy: Policy = retained,
         grace: float = RETENTION,
@@ -119,14 +120,16 @@ class Collector:
         self._index = index
         self._lease = lease
         self._on_owner = on_owner
-        self._busy = busy
+        self._committer = committer
         self._grace = grace
         self._interval = interval
         self._clock = clock
         self._stopping = stopping
         self._reached = reached
-        self._survey = Survey(store, policy)
-        self._repacker = Repacker(store, index, on_owner, new_pack, grace=grace, stopping=stopping, reached=reached)
+        self._survey = Survey(store, policy, self._check_time)
+        self._repacker = Repacker(
+            store, index, on_owner, committer.new_pack, grace=grace, stopping=stopping, reached=reached
+        )
         self._condemned: dict[int, int] = {}
         self._collected_at = clock()
         self._collected_seq = 0
@@ -141,15 +144,22 @@ class Collector:
         damaged: nothing is deleted then. Whatever it raises, it can be repeated."""
         self._collected_at = self._clock()
         done = Collected()
+        try:
+            self._collect(done)
+        except _NoTimeError:
+            log.info("no time to collect garbage now")
+        return done
+
+    def _collect(self, done: Collected) -> None:
         if self._index.unloaded():
-            return done
+            return
         listing = list_objects(self._store)
         self._reached("listed")
         # What takes long is read here, so that no commit has to wait for it; then again, for what came since.
         self._look(listing)
-        with self._busy:
+        with self._committer.busy:
             if self._index.pending is not None:
-                return done  # which commit is the newest is not known
+                return  # which commit is the newest is not known
             standing, live = self._look(listing)
             self._reached("surveyed")
             plan = self._condemn(standing, live, listing)
@@ -158,7 +168,10 @@ class Collector:
         self._sweep(plan, done)
         done.condemned -= done.packs
         done.repacked, done.sent = self._repacker.repack(plan.usage, listing)
-        return done
+
+    def _check_time(self) -> None:
+        if self._stopping():
+            raise _NoTimeError
 
     # --- what is live ---------------------------------------------------------------------------------------------
 
@@ -185,9 +198,11 @@ class Collector:
         self._flush()
         reader = self._index.tables.reader()
         try:
-            for key, row in reader.scan(b"rows", b""):
+            for number, (key, row) in enumerate(reader.scan(b"rows", b"")):
                 if key[8:9] == codec.BLOCK:
                     usage.add(row)
+                if not number & 0xFFFF:
+                    self._check_time()
         finally:
             reader.close()
         # After the snapshot: whoever loses the last name in between is in one of both.
@@ -215,6 +230,7 @@ class Collector:
             log.error("condemned packs are in use, they are kept: %s", sorted(alive_again))
         fresh = dead - self._condemned.keys()
         if fresh:
+            self._committer.forget_uploaded()
             self._index.rewrite(partial(_forget, packs=fresh))
             self._reached("forgotten")
         self._condemned = {number: self._condemned.get(number, standing.seq) for number in dead}

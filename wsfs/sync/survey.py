@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Final
 
 from wsfs.errors import FormatError, NotFoundError
@@ -135,10 +136,11 @@ class Live:
 
 
 class Survey:
-    """Reads commits and segments, each once. Not thread safe."""
+    """Reads commits and segments, each once. Not thread safe. `check_time` may raise what ends it early."""
 
-    def __init__(self, store: Store, policy: Policy = retained) -> None:
+    def __init__(self, store: Store, policy: Policy, check_time: Callable[[], None]) -> None:
         self._store = store
+        self._check_time = check_time
         self._policy = policy
         self._manifests: dict[str, Manifest] = {}
         self._packs: dict[str, frozenset[int]] = {}
@@ -194,9 +196,12 @@ class Survey:
         return found
 
     def _read(self, refs: list[SegmentRef]) -> None:
+        rest = iter(refs)
         with ThreadPoolExecutor(_READERS, "wsfs-survey") as pool:
-            for ref, packs in zip(refs, pool.map(self._packs_in, refs), strict=True):
-                self._packs[ref.key] = packs
+            while batch := list(islice(rest, _READERS)):
+                self._check_time()
+                for ref, packs in zip(batch, pool.map(self._packs_in, batch), strict=True):
+                    self._packs[ref.key] = packs
 
     def _packs_in(self, ref: SegmentRef) -> frozenset[int]:
         found = set()
