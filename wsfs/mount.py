@@ -37,6 +37,7 @@ from wsfs.store.retry import RetryingStore
 from wsfs.store.url import open_store
 from wsfs.sync.commit import Committer, Saved
 from wsfs.sync.evict import Evictor
+from wsfs.sync.gc import Collector
 from wsfs.sync.lease import RENEW_SECONDS, Lease, best_effort, this_process
 from wsfs.sync.start import CacheDirectory, Workspace, open_workspace
 
@@ -48,6 +49,8 @@ STORE_TIMEOUT: Final = 60.0
 """For how long a request is repeated. A read waits twice as long, for it may have to wait for others as well."""
 FLUSH_SECONDS: Final = 5.0
 FLUSH_ROWS: Final = 50_000
+CACHE_SECONDS: Final = 30.0
+GARBAGE_SECONDS: Final = 30.0
 
 
 def run(settings: MountSettings, ready: Callable[[], None], tell: Callable[[str], None] = lambda _notice: None) -> None:
@@ -211,6 +214,7 @@ class Daemon:
                 tasks.start_soon(self._keep_cache_small)
                 if self._committer is not None:
                     tasks.start_soon(self._save_periodically)
+                    tasks.start_soon(self._collect_garbage, self._committer)
             await self._stopper.finish()
             self._finished.set()
             # Whoever asked for the stop is answered before the socket goes: umount(8) may return long after us.
@@ -303,6 +307,20 @@ class Daemon:
                 await self._saver.save(State.RUNNING)
             except WsfsError as exc:
                 log.error("background save failed, everything is kept here and tried again: %s", exc)
+
+    async def _collect_garbage(self, committer: Committer) -> None:
+        lease, index = self._workspace.lease, self._workspace.index
+        assert lease is not None
+        running = (State.RUNNING, State.SYNC_FAILED)
+        stopping = lambda: self._saver.state not in running or self._stopper.unmounted.is_set()  # noqa: E731
+        collector = Collector(self._store, index, lease, on_owner, committer, stopping=stopping)
+        while True:
+            await trio.sleep(GARBAGE_SECONDS)
+            if collector.due() and not stopping():
+                try:
+                    log.info("garbage collected: %s", await trio.to_thread.run_sync(collector.collect))
+                except WsfsError as exc:
+                    log.warning("garbage not collected, it is tried again later: %s", exc)
 
     async def _renew_lease(self) -> None:
         """Tell others that this mount lives. A failure is not fatal: only politeness depends on it."""
