@@ -311,8 +311,10 @@ class Daemon:
     async def _collect_garbage(self, committer: Committer) -> None:
         lease, index = self._workspace.lease, self._workspace.index
         assert lease is not None
-        running = (State.RUNNING, State.SYNC_FAILED)
-        stopping = lambda: self._saver.state not in running or self._stopper.unmounted.is_set()  # noqa: E731
+
+        def stopping() -> bool:
+            return self._saver.state not in (State.RUNNING, State.SYNC_FAILED) or self._stopper.unmounted.is_set()
+
         collector = Collector(self._store, index, lease, on_owner, committer, stopping=stopping)
         while True:
             await trio.sleep(GARBAGE_SECONDS)
