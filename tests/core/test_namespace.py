@@ -282,7 +282,9 @@ def test_times(world: World) -> None:
     inode = world.do(world.names.setattr, ino, Changes(atime_ns=-1, mtime_ns=15 * 10**18 + 7), CALLER)
     assert (inode.atime_ns, inode.mtime_ns, inode.ctime_ns) == (-1, 15 * 10**18 + 7, world.now)
     assert world.do(world.names.setattr, ino, Changes(ctime_ns=5), CALLER).ctime_ns == 5
-    assert world.do(world.names.setattr, ino, Changes(size=0), CALLER).mtime_ns == world.now
+    cut = world.do(world.names.setattr, ino, Changes(size=7), CALLER)
+    assert cut.mtime_ns == cut.ctime_ns == world.now
+    assert world.do(world.names.setattr, ino, Changes(size=7), CALLER) == cut
 
 
 def test_extended_attributes(world: World) -> None:

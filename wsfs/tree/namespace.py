@@ -283,12 +283,14 @@ class Namespace:
         now = self._clock()
         batch = Batch()
         finish: Callable[[], None] | None = None
+        # The kernel then leaves the times as they are, and goes on showing them.
+        same_size = changes == Changes(size=inode.size)
         if changes.size is not None:
             if not inode.is_file:
                 raise _error(errno.EISDIR if inode.is_dir else errno.EINVAL)
             if changes.size != inode.size:
                 inode, finish = self._files.truncate(inode, changes.size, batch)
-            inode = inode._replace(mtime_ns=now)
+                inode = inode._replace(mtime_ns=now)
             if caller.uid != 0 and changes.mode is None:
                 inode = inode._replace(mode=_without_setid(inode.mode))
         if changes.mode is not None:
@@ -303,7 +305,8 @@ class Namespace:
             inode = inode._replace(atime_ns=changes.atime_ns)
         if changes.mtime_ns is not None:
             inode = inode._replace(mtime_ns=changes.mtime_ns)
-        inode = inode._replace(ctime_ns=now if changes.ctime_ns is None else changes.ctime_ns)
+        if not same_size:
+            inode = inode._replace(ctime_ns=now if changes.ctime_ns is None else changes.ctime_ns)
         batch.put_inode(inode)
         self._index.apply(batch)
         if finish is not None:
