@@ -138,6 +138,8 @@ def run_foreground(settings: MountSettings, reporter: background.Reporter) -> No
         error = control.as_wsfs_error(exc)
         reason = control.sentence(error) if error is not None else f"internal error: {type(exc).__name__}: {exc}"
         code = error.exit_code if error is not None else 1
+        if error is None and not isinstance(exc, KeyboardInterrupt):
+            log.error("internal error", exc_info=exc)
         state = "SYNC_FAILED" if isinstance(error, SyncFailedError) else "ERROR"
         if ours:
             control.write_record(where, about | {"state": state, "reason": reason, "exit_code": code})
