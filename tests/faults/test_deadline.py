@@ -1,0 +1,145 @@
+"""A stop under a deadline: it ends in time, what was sent counts, and nothing is lost."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+MIB = 1 << 20
+IMPATIENT = ("-o", "store_timeout=2")
+
+
+def fill(top: Path) -> None:
+    """A little that people care for, a lot that can be made again, and something large."""
+    (top / "work").mkdir()
+    for number in range(10):
+        (top / "work" / f"notebook{number}.ipynb").write_bytes(os.urandom(30_000))
+    (top / "project" / "node_modules" / "package").mkdir(parents=True)
+    for number in range(40):
+        (top / "project" / "node_modules" / "package" / f"{number}.js").write_bytes(os.urandom(MIB))
+    (top / "large.bin").write_bytes(os.urandom(40 * MIB))
+
+
+def without_content(found: dict[bytes, Any]) -> dict[bytes, Any]:
+    """Directories change when names are left out; files do not."""
+    return {path: facts for path, facts in found.items() if "content" in facts}
+
+
+def test_what_people_care_for_is_saved_first(site: Any, tree: Any, tmp_path: Path) -> None:
+    if site.server is None:
+        pytest.skip("needs a server that can be slowed down")
+    site.mount()
+    top = site.mountpoint
+    (top / "old").write_bytes(os.urandom(2 * MIB))
+    old = (top / "old").read_bytes()
+    site.wsfs("sync", top)
+    fill(top)
+    (top / "old").write_bytes(os.urandom(20 * MIB))
+    before = tree.of(top)
+    with site.server.slow("PUT", "/packs/", 1.5):
+        began = time.monotonic()
+        result = site.wsfs("umount", top, "--deadline", "9s", code=3)
+        assert time.monotonic() - began < 11
+    first, *names = result.stderr.splitlines()
+    assert "time is up" in first
+    assert str(site.cache) in first
+    assert 0 < len(names) <= 21
+    assert all(name.startswith("  ") for name in names)
+    assert any("node_modules" in name or "large.bin" in name for name in names)
+    assert not any("notebook" in name for name in names)
+    state = site.status()
+    assert state["state"] == "SYNC_FAILED"
+    assert "time is up" in state["reason"]
+    assert site.status(site.url)["state"] == "SYNC_FAILED"
+
+    # Another host finds what was saved, whole.
+    site.mount("-o", "ro", cache=tmp_path / "other")
+    found = tree.of(top)
+    assert {name for name in found if b"notebook" in name} == {name for name in before if b"notebook" in name}
+    whole = without_content(before)
+    for path, facts in without_content(found).items():
+        if path != b"old":
+            assert facts == whole[path]
+    assert (top / "old").read_bytes() in (old, None) or found[b"old"]["content"] == before[b"old"]["content"]
+    assert len(without_content(found)) < len(whole)
+    site.umount()
+
+    # This one has everything, and saves the rest.
+    site.mount()
+    assert tree.of(top) == before
+    site.elsewhere()
+    assert tree.of(top) == before
+
+
+def test_enough_time(site: Any, tree: Any) -> None:
+    """Nothing is left out then: the same as without a deadline."""
+    site.mount()
+    fill(site.mountpoint)
+    before = tree.of(site.mountpoint)
+    site.umount("--deadline", "60s")
+    assert site.status()["state"] == "STOPPED"
+    assert site.status(site.url)["state"] == "STOPPED"
+    site.wipe()
+    site.mount()
+    assert tree.of(site.mountpoint) == before
+
+
+@pytest.mark.parametrize("mode", ["stall request", "refuse"])
+def test_a_signal_with_a_deadline(site: Any, proxy: Any, tools: Any, mode: str) -> None:
+    """SIGTERM while the store does not answer, and while requests hang that would take longer: it ends in time."""
+    site.mount("-o", "stop_deadline=3s")
+    path = site.mountpoint / "a file"
+    content = os.urandom(9 * MIB)
+    path.write_bytes(content)
+    pid = site.pid()
+    with proxy.fault(mode):
+        began = time.monotonic()
+        os.kill(pid, signal.SIGTERM)
+        tools.until(lambda: tools.is_gone(pid), 10)
+        assert time.monotonic() - began < 5.5
+    assert not tools.is_mounted(site.mountpoint)
+    state = site.status()
+    assert state["state"] == "SYNC_FAILED"
+    assert "a file" in state["reason"]
+    site.mount()
+    assert path.read_bytes() == content
+    site.elsewhere()
+    assert path.read_bytes() == content
+
+
+def test_a_deadline_while_a_background_save_hangs(site: Any, proxy: Any, tools: Any) -> None:
+    """Nobody waits for it; and the next mount with this cache has everything."""
+    site.mount("-o", "save_interval=1")
+    path = site.mountpoint / "file"
+    with proxy.fault("stall request", "PUT"):
+        path.write_bytes(b"x" * MIB)
+        time.sleep(2.5)
+        began = time.monotonic()
+        result = site.wsfs("umount", site.mountpoint, "--deadline", "2s", code=3)
+        assert time.monotonic() - began < 4.5
+        assert "file" in result.stderr
+    site.mount()
+    assert path.read_bytes() == b"x" * MIB
+
+
+def test_in_use(site: Any) -> None:
+    """A deadline is no reason to cut off programs."""
+    site.mount()
+    path = site.mountpoint / "file"
+    path.write_text("x")
+    with path.open():
+        assert "is in use" in site.wsfs("umount", site.mountpoint, "--deadline", "5s", code=41).stderr
+        assert site.status()["state"] == "RUNNING"
+    site.umount("--deadline", "30s")
+
+
+def test_a_deadline_that_is_none(site: Any) -> None:
+    site.mount()
+    for wrong in ("soon", "0", "-1"):
+        site.wsfs("umount", site.mountpoint, "--deadline", wrong, code=2)
+    site.umount()
