@@ -5,6 +5,7 @@ Everything here is read from immutable objects, so what was read once stays true
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +19,8 @@ from wsfs.repo.frame import digest, dump_json
 from wsfs.repo.manifest import Manifest, SegmentRef, decode_manifest
 from wsfs.store.base import ObjectInfo, Store
 from wsfs.sync.load import read_segment
+
+log = logging.getLogger(__name__)
 
 RETENTION: Final = 3600.0
 """For how many seconds a commit is kept after the next one has replaced it: readers may still stand on it."""
@@ -135,6 +138,10 @@ class Live:
     packs: set[int]
 
 
+def _refs(commits: dict[str, Manifest]) -> dict[str, SegmentRef]:
+    return {ref.key: ref for manifest in commits.values() for ref in (*manifest.base, *manifest.deltas)}
+
+
 class Survey:
     """Reads commits and segments, each once. Not thread safe. `check_time` may raise what ends it early."""
 
@@ -155,15 +162,41 @@ class Survey:
             raise FormatError(f"the workspace at {self._store.url} is damaged: '{head}' is missing")
         keys = self._policy(self._chain(head, listing))
         keys.add(head)
-        for name, info in listing.pins.items():
-            if info.age < PIN_RETENTION and pinned(name) in listing.commits:
-                keys.add(pinned(name))
         commits = {key: found for key in keys if (found := self._manifest(key)) is not None}
-        refs = {ref.key: ref for manifest in commits.values() for ref in (*manifest.base, *manifest.deltas)}
+        refs = _refs(commits)
         self._read([ref for key, ref in refs.items() if key not in self._packs])
-        self._manifests = commits
-        self._packs = {key: packs for key, packs in self._packs.items() if key in refs}
-        return Live(dict(commits), set(refs), set().union(*self._packs.values()))
+        pins = self._pinned(listing)
+        more = {key: ref for key, ref in _refs(pins).items() if key not in refs}
+        packs = set().union(*(self._packs[key] for key in refs), *map(self._packs_of_pin, more.values()))
+        live = Live(commits | pins, {*refs, *more}, packs)
+        self._manifests = dict(live.commits)
+        self._packs = {key: found for key, found in self._packs.items() if key in live.segments}
+        return live
+
+    def _pinned(self, listing: Listing) -> dict[str, Manifest]:
+        """The pinned commits, as far as they can be read: one may have been pinned because it is damaged."""
+        found = {}
+        for name, info in listing.pins.items():
+            key = pinned(name)
+            if info.age < PIN_RETENTION and key in listing.commits:
+                try:
+                    manifest = self._manifest(key)
+                except FormatError as exc:
+                    log.warning("a pinned commit is damaged: key=%s error=%s", key, exc)
+                else:
+                    if manifest is not None:
+                        found[key] = manifest
+        return found
+
+    def _packs_of_pin(self, ref: SegmentRef) -> frozenset[int]:
+        if ref.key not in self._packs:
+            try:
+                self._packs[ref.key] = self._packs_in(ref)
+            except FormatError as exc:
+                # Not remembered: somebody may put it back.
+                log.warning("a pinned commit is damaged: %s", exc)
+                return frozenset()
+        return self._packs[ref.key]
 
     def _chain(self, head: str, listing: Listing) -> Iterator[Commit]:
         """HEAD's commit and its ancestors, as far as they are there; each is read only when it is asked for."""
