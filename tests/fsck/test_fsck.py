@@ -6,14 +6,22 @@ import os
 import random
 import stat
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from garbage import HOUR, GcWorld
-from harness import tree
+from harness import Crash, tree
 
-from wsfs.errors import FormatError, LeaseHeldError, NoWorkspaceError
+from wsfs.errors import (
+    FencedError,
+    FormatError,
+    LeaseHeldError,
+    NoWorkspaceError,
+    TransientStoreError,
+    WsfsError,
+)
 from wsfs.fsck import Checked, check
 from wsfs.fsck_cache import check_cache
 from wsfs.model import MARKER_INO, MARKER_NAME, ROOT_INO, Dirent, FrameLoc, Inline, Ino, Packed, pack_key
@@ -505,6 +513,60 @@ def test_the_commit_before_a_repair_keeps_its_data(world: GcWorld) -> None:
     world.start()
     world.settle()
     assert key in world.bucket.objects
+
+
+# --- a repair that does not come to its end ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["before", "after", "applied, but answered with an error"])
+@pytest.mark.parametrize("nth", [1, 2, 3, 4, 5, 6, 7])
+@pytest.mark.parametrize("head", ["there", "lost"])
+def test_a_repair_that_dies_can_be_repeated(world: GcWorld, head: str, nth: int, how: str) -> None:
+    alter(world, DAMAGES["a directory without a name"][0](world) | DAMAGES["a wrong link count"][0](world))
+    if head == "lost":
+        del world.bucket.objects["HEAD"]
+    before = {key: found for key, found in world.bucket.objects.items() if key != "HEAD"}
+    store = world.observer()
+    count = 0
+
+    def fail(method: str, _key: str) -> None:
+        nonlocal count
+        count += method == "put"
+        if method == "put" and count == nth:
+            raise TransientStoreError("lost") if how.startswith("applied") else Crash
+
+    if how == "before":
+        store.fault = fail
+    else:
+        store.lost = fail
+    found = check(store)
+    with suppress(Crash, WsfsError):
+        repair(store, found, ME)
+    assert before.items() <= world.bucket.objects.items(), "what was there is there"
+    again = checked(world)
+    if again.findings:
+        repair(world.observer(), again, ME)
+    assert not checked(world, data=True).findings
+    contents(world)
+
+
+def test_a_takeover_during_a_repair_wins(world: GcWorld) -> None:
+    alter(world, DAMAGES["a wrong link count"][0](world))
+    store = world.observer()
+    done = False
+
+    def take_over(method: str, key: str) -> None:
+        nonlocal done
+        if method == "put" and key.startswith("commits/") and not done:
+            done = True
+            world.start()
+
+    store.fault = take_over
+    with pytest.raises(FencedError):
+        repair(store, check(store), ME)
+    world.create(b"theirs", b"x" * 1000)
+    world.commit()
+    assert kinds(world) == {"nlink"}
 
 
 # --- the cache --------------------------------------------------------------------------------------------------------
