@@ -258,13 +258,13 @@ class Overlay:
         shards = set()
         for ino in inodes:
             path = self._path(ino)
+            shards.add(path.parent)  # also for a file that was removed: its old bytes must not come back
             try:
                 fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             except FileNotFoundError:
                 continue
             try:
                 os.fsync(fd)
-                shards.add(path.parent)
             except OSError as exc:
                 raise _disk_error(exc) from exc
             finally:
