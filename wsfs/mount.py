@@ -81,16 +81,17 @@ def run(settings: MountSettings, ready: Callable[[], None], tell: Callable[[str]
     clean = False
     try:
         cache.note(str(mountpoint), State.STARTING)
+        cache_size = settings.cache_size or _default_cache_size(settings.cache_dir)
         workspace = open_workspace(
             store,
             cache,
             this_process(),
             takeover=settings.takeover,
             read_only=settings.read_only,
-            cache_size=settings.cache_size or _default_cache_size(settings.cache_dir),
+            cache_size=cache_size,
             tell=notice,
         )
-        daemon = Daemon(settings, store, workspace, cache, ready)
+        daemon = Daemon(settings, store, workspace, cache, cache_size, ready)
         try:
             daemon.run()
         finally:
@@ -129,11 +130,13 @@ class Daemon:
         store: RetryingStore,
         workspace: Workspace,
         cache: CacheDirectory,
+        cache_size: int,
         ready: Callable[[], None],
     ) -> None:
         self._settings = settings
         self._store = store
         self._workspace = workspace
+        self._cache_size = cache_size
         self._ready = ready
         # Now, for it looks at the mount point: this thread must never do that once it is the one that answers there.
         self._socket = control.socket_path(settings.mountpoint)
@@ -281,13 +284,12 @@ class Daemon:
                     break
 
     async def _keep_cache_small(self) -> None:
-        limit = self._settings.cache_size or _default_cache_size(self._settings.cache_dir)
         pause = CACHE_SECONDS
         while True:
             await trio.sleep(pause)
             began = trio.current_time()
             try:
-                await self._evictor.shrink(limit)
+                await self._evictor.shrink(self._cache_size)
             except CacheError as exc:
                 log.warning("cache not shrunk: %s", exc)
             # It looks at every file: with a million of them that may take a fiftieth of the time, and no more.
@@ -378,7 +380,7 @@ class Daemon:
             "last_save": head.saved_at,
             "last_save_age": age,
             "cache_used": workspace.packs.size + self._evictor.overlay_size,
-            "cache_limit": self._settings.cache_size or _default_cache_size(self._settings.cache_dir),
+            "cache_limit": self._cache_size,
             "files": workspace.index.files,
             "bytes": workspace.index.bytes,
         }

@@ -10,6 +10,7 @@ from typing import Final, TypeVar
 import trio
 
 from wsfs.config import MountSettings
+from wsfs.data.ballast import Ballast
 from wsfs.errors import FencedError, WsfsError
 from wsfs.kernel import mountpoint as mountpoints
 from wsfs.kernel.operations import Operations
@@ -52,6 +53,7 @@ class Saver:
         self._evictor = evictor
         self._operations = operations
         self._saving = trio.Lock()
+        self._ballast = Ballast(settings.cache_dir)
         self._making_room = trio.Lock()
         self._no_room_until = self._room_made_at = 0.0
         self.state = State.STARTING
@@ -122,27 +124,33 @@ class Saver:
             await trio.to_thread.run_sync(mountpoints.hand_over, self._settings.mountpoint, abandon_on_cancel=True)
         self._operations.read_only = True
 
-    async def make_room(self) -> bool:
+    async def make_room(self, *, deleting: bool) -> bool:
         """The cache disk is full: drop what the store has, save the rest and drop that. Whether it helped.
 
-        Whoever asks meanwhile waits for the same attempt. While nothing helps, it is not tried again at once.
+        Whoever asks meanwhile waits for the same attempt. While nothing helps, it is not tried again at once. What
+        deletes something gets the room that is kept for that.
         """
         asked = time.monotonic()
+        if deleting and self._ballast.release():
+            return True
         async with self._making_room:
             if asked < self._room_made_at:
                 return True
             if asked < self._no_room_until:
                 return False
             try:
-                freed = await self._evictor.shrink(0)
+                freed = await self._evictor.drop_all()
                 if not freed:
                     log.warning("the cache disk is full: writers wait until something is saved")
+                    self._ballast.release()  # a commit writes a little itself
                     await self.save(State.RUNNING)
-                    freed = await self._evictor.shrink(0)
+                    freed = await self._evictor.drop_all()
                 if freed:
                     self._room_made_at = time.monotonic()
                     return True
             except WsfsError as exc:
                 log.error("the cache disk is full, and nothing could be saved to make room: %s", exc)
+            finally:
+                self._ballast.restore()
             self._no_room_until = time.monotonic() + NO_ROOM_SECONDS
             return False

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 MIB = 1 << 20
-IMPATIENT = ("-o", "store_timeout=2")
 
 
 def fill(top: Path) -> None:

@@ -47,10 +47,10 @@ MATRIX = [
     Fault("slowdown", also=True),
     Fault("expired", sync=12, mount=12),
     Fault("full", sync=16, mount=16),
-    Fault("deleted", sync=10, mount=20),
+    Fault("deleted", sync=14, mount=20),
     Fault("truncated", sync=0),
     Fault("flipped", sync=0, mount=22, also=True),
-    Fault("stale", sync=0, mount=30, read=True),
+    Fault("stale", sync=0, read=True),
 ]
 
 

@@ -212,6 +212,10 @@ class Overlay:
             try:
                 fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             except FileNotFoundError:
+                if not path.parent.is_dir():
+                    raise CacheError(
+                        "the cache directory was deleted while it was in use: what it held is lost"
+                    ) from None
                 data = b""
             except OSError as exc:
                 raise _disk_error(exc) from exc

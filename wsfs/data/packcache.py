@@ -113,6 +113,29 @@ class PackCache:
         except OSError as exc:
             raise CacheError(f"what was fetched cannot be kept in the cache directory: {exc.strerror}") from exc
 
+    def shrink(self, limit: int) -> int:
+        """Any thread: drop the oldest packs until all fit in `limit` bytes. Returns bytes freed."""
+        freed = 0
+        with self._lock:
+            for name in sorted(self._used, key=self._used.__getitem__):
+                if self._size <= limit:
+                    break
+                freed += self._drop(name)
+        return freed
+
+    def _drop(self, name: str) -> int:
+        """Remove a pack's pieces, with the lock held. Returns bytes freed."""
+        path = self._directory / name
+        try:
+            freed = path.stat().st_blocks * 512
+            path.unlink()
+        except FileNotFoundError:
+            freed = 0
+        self._size -= freed
+        del self._used[name]
+        self._fetched = {(n, w): fresh for (n, w), fresh in self._fetched.items() if n != name}
+        return freed
+
     def _fetcher(self, loc: FrameLoc, window: int) -> Callable[[], None]:
         return lambda: self.fetch(loc.epoch, loc.pack, window)
 
@@ -136,14 +159,7 @@ class PackCache:
     def _evict(self, keep: str) -> None:
         while self._size > self._limit and len(self._used) > 1:
             name = min((n for n in self._used if n != keep), key=self._used.__getitem__)
-            path = self._directory / name
-            try:
-                self._size -= path.stat().st_blocks * 512
-                path.unlink()
-            except FileNotFoundError:
-                pass
-            del self._used[name]
-            self._fetched = {(n, w): fresh for (n, w), fresh in self._fetched.items() if n != name}
+            self._drop(name)
 
 
 def _name(loc: FrameLoc) -> str:

@@ -72,6 +72,9 @@ class Journal:
         self._lock = threading.Lock()
         try:
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        except OSError as exc:
+            raise _disk_error(exc) from exc
+        try:
             try:
                 os.posix_fallocate(self._fd, 0, _PREALLOCATE)
             except OSError as exc:
@@ -79,6 +82,9 @@ class Journal:
                     raise
             os.pwrite(self._fd, _MAGIC + boot_id, 0)
         except OSError as exc:
+            # The next attempt may well have the same name.
+            os.close(self._fd)
+            path.unlink()
             raise _disk_error(exc) from exc
         self._at = _HEADER_SIZE
         self._name_is_durable = False

@@ -25,6 +25,7 @@ R = TypeVar("R")
 Handler = Callable[Concatenate["Operations", P], Coroutine[Any, Any, R]]
 
 _MAX_FETCHES: Final = 64
+_DELETING: Final = frozenset({"unlink", "rmdir", "rename"})
 _MAX_CROWDED: Final = 8
 """How often a request may find the cache disk full again after room was made."""
 
@@ -58,7 +59,7 @@ def _guard(handler: Handler[P, R], *, mutates: bool) -> Handler[P, R]:
             except CacheFullError as exc:
                 # Nothing has changed yet: whoever wants to write waits until there is room again.
                 crowded += 1
-                if crowded > _MAX_CROWDED or not await self.make_room():
+                if crowded > _MAX_CROWDED or not await self.make_room(deleting=handler.__name__ in _DELETING):
                     raise _translate(self, handler.__name__, args, exc) from None
             except Exception as exc:
                 raise _translate(self, handler.__name__, args, exc) from None

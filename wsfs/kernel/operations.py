@@ -5,9 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import pyfuse3
 import trio
@@ -36,7 +36,13 @@ class View:
     umask: int = 0
 
 
-async def _no_room() -> bool:
+class MakeRoom(Protocol):
+    """`deleting`: for a request that makes room itself."""
+
+    async def __call__(self, *, deleting: bool) -> bool: ...
+
+
+async def _no_room(*, deleting: bool) -> bool:
     return False
 
 
@@ -68,7 +74,7 @@ class Operations(pyfuse3.Operations):
         self._free_space = free_space
         self._lookups: dict[int, int] = {}
         self.read_only = False
-        self.make_room: Callable[[], Awaitable[bool]] = _no_room
+        self.make_room: MakeRoom = _no_room
         """Called when the cache disk is full: frees some of it, and says whether it did."""
         self.syncing = 0
         """How many fsyncs are waiting for the disk."""

@@ -42,6 +42,14 @@ class Evictor:
         self.overlay_size -= freed
         return freed
 
+    async def drop_all(self) -> int:
+        """Drop every copy of what the store has, and wait until the room is really free. Returns bytes freed."""
+        freed = await self.shrink(0)
+        if freed:
+            # The bytes go once it is durable that no row speaks of them.
+            await trio.to_thread.run_sync(self._index.sync_point())
+        return freed + await trio.to_thread.run_sync(self._packs.shrink, 0)
+
     def evict(self, ino: int) -> bool:
         """Drop one file's resident blocks; False when any of its blocks has no other copy."""
         if self._overlay.is_unsaved(ino) or self._overlay.is_frozen(ino) or self._index.is_detached(ino):
