@@ -10,6 +10,7 @@ import pytest
 from garbage import HOUR, GcWorld
 from harness import Crash
 
+import wsfs.sync.commit
 from wsfs.errors import FormatError, TransientStoreError
 from wsfs.model import ROOT_INO, Packed
 from wsfs.repo.head import State
@@ -242,6 +243,46 @@ def test_a_commit_in_doubt_keeps_everything(world: GcWorld) -> None:
     world.commit()
     world.settle()
     world.check()
+
+
+def test_what_deltas_hide_is_garbage_without_a_fold(world: GcWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the real number of deltas it would take sixteen commits, each with a copy of what changes."""
+    monkeypatch.setattr(wsfs.sync.commit, "MAX_DELTAS", 1000)
+    monkeypatch.setattr(wsfs.sync.commit, "_FOLD_FLOOR", 1 << 40)
+    kept = {}
+    for number in range(10):
+        world.create(b"%d" % number, data := os.urandom(3 * BLOCK))
+        kept[b"%d" % number] = data
+    world.commit()
+    for _ in range(12):
+        world.unlink(b"0")
+        world.create(b"0", data := os.urandom(40 * BLOCK))
+        kept[b"0"] = data
+        world.commit()
+        world.check()
+    world.bury()
+    world.collect()
+    world.touch()
+    world.collect()
+    assert world.usage("packs/") < 1.5 * world.live_bytes()
+    assert len(list(world.bucket.objects)) < 60
+    world.check()
+    world.restart_cold()
+    assert {name: world.content(name) for name in kept} == kept
+
+
+def test_what_only_an_older_commit_shows_is_kept_for_it(world: GcWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wsfs.sync.commit, "MAX_DELTAS", 1000)
+    rng = random.Random(4)
+    for _ in range(12):
+        name = b"%d" % rng.randrange(4)
+        if name in world.listing():
+            world.unlink(name)
+        world.create(name, rng.randbytes(5 * BLOCK))
+        world.commit()
+        world.pass_time(HOUR / 4)
+        world.collect()
+        assert world.check() >= 2
 
 
 def test_it_is_due_after_a_while_and_a_commit(world: GcWorld) -> None:

@@ -131,6 +131,7 @@ class Collector:
             store, index, on_owner, committer.new_pack, grace=grace, stopping=stopping, reached=reached
         )
         self._condemned: dict[int, int] = {}
+        self._known: frozenset[int] = frozenset()
         self._collected_at = clock()
         self._collected_seq = 0
 
@@ -180,7 +181,7 @@ class Collector:
         assert standing is not None
         head = self._lease.head
         known = head.commit_digest if head.commit == standing.commit else None
-        return standing, self._survey.live(standing.commit, listing, head_digest=known)
+        return standing, self._survey.live(standing.commit, listing, head_digest=known, known=self._known)
 
     def _flush(self) -> None:
         """Have LMDB hold every row."""
@@ -217,6 +218,7 @@ class Collector:
         """While no commit is under way: decide what goes, and make sure that no later commit leads there."""
         usage = self._local()
         epoch = self._lease.epoch
+        self._known = frozenset(usage.packs)
         dead = {
             number
             for number, info in listing.packs.items()
