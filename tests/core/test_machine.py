@@ -420,11 +420,14 @@ class Machine(RuleBasedStateMachine):
         file = self.model.any(picked)
 
         def apply(_result: object) -> None:
+            changed = size != len(file.data)
             del file.data[size:]
             file.data.extend(bytes(size - len(file.data)))
             bits = file.inode.mode & ~stat.S_ISUID
             bits = bits & ~stat.S_ISGID if bits & stat.S_IXGRP else bits
-            file.set(size=size, mode=bits, mtime_ns=self.now, ctime_ns=self.now)
+            file.set(size=size, mode=bits)
+            if changed:
+                file.set(mtime_ns=self.now, ctime_ns=self.now)
             self.touched.add(picked)
 
         return self.setattr(picked, Changes(size=size), apply)
