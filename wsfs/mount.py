@@ -40,6 +40,7 @@ from wsfs.sync.evict import Evictor
 from wsfs.sync.gc import Collector
 from wsfs.sync.lease import RENEW_SECONDS, Lease, best_effort, this_process
 from wsfs.sync.start import CacheDirectory, Workspace, open_workspace
+from wsfs.tree.paths import Paths
 
 log = logging.getLogger(__name__)
 
@@ -347,6 +348,8 @@ class Daemon:
             return self._status()
         if operation == "sync":
             return _account(await self._saver.save(State.RUNNING), self._workspace.index.standing)
+        if operation == "unsaved":
+            return {"ok": True, "paths": [os.fsdecode(path) for path in await self._unsaved()]}
         if operation == "stop":
             self._stops_asked += 1
             try:
@@ -359,6 +362,16 @@ class Daemon:
                 raise self._stopper.failure
             return _account(self._stopper.outcome, self._workspace.index.standing)
         raise UsageError(f"the daemon knows no request {operation!r}: is it older than this command?")
+
+    async def _unsaved(self) -> list[bytes]:
+        """The paths of all that is not saved."""
+        await trio.to_thread.run_sync(mountpoints.hand_over, self._settings.mountpoint)
+        while True:
+            try:
+                paths = Paths(self._workspace.index)
+                return [path for ino in self._workspace.index.dirty_inodes if (path := paths.of(ino))]
+            except NeedRemote as need:
+                await self._operations.fetcher.satisfy(need)
 
     def _status(self) -> dict[str, Any]:
         workspace = self._workspace

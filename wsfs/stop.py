@@ -19,7 +19,6 @@ import trio
 from wsfs.config import MountSettings
 from wsfs.errors import DeadlineError, FencedError, MountBusyError, NeedRemote, SyncFailedError, WsfsError
 from wsfs.kernel import mountpoint as mountpoints
-from wsfs.model import Ino
 from wsfs.notify import Notifier
 from wsfs.repo.head import State
 from wsfs.saver import Saver
@@ -27,6 +26,7 @@ from wsfs.sync.commit import Saved
 from wsfs.sync.lease import best_effort
 from wsfs.sync.start import Workspace
 from wsfs.sync.upload import Limit
+from wsfs.tree.paths import Paths
 
 log = logging.getLogger(__name__)
 
@@ -179,7 +179,8 @@ class Stopper:
         """What to tell: how much is not saved, why, where it is, and the names of some of it."""
         index, files = self._workspace.index, self._workspace.files
         inodes = sorted(filter(self._is_worth_telling, index.dirty_inodes))
-        names = [os.fsdecode(self._workspace.names.path(Ino(ino))) for ino in inodes[:NAMES_SHOWN]]
+        paths = Paths(index)
+        names = [self._name(paths, ino) for ino in inodes[:NAMES_SHOWN]]
         more = len(inodes) - len(names)
         because = f" ({reason})" if reason else ""
         sentence = (
@@ -187,6 +188,13 @@ class Stopper:
             f" they stay in {self._settings.cache_dir}, and the next mount with this cache saves them:"
         )
         return "\n  ".join([sentence, *names, *([f"and {more:,} more"] if more else [])])
+
+    @staticmethod
+    def _name(paths: Paths, ino: int) -> str:
+        try:
+            return os.fsdecode(paths.of(ino) or b"?")
+        except NeedRemote:
+            return f"inode {ino}"
 
     def _is_worth_telling(self, ino: int) -> bool:
         """Files, links and so on; not a directory because something in it has changed, nor what is gone."""

@@ -70,6 +70,14 @@ def sync(mountpoint: str | os.PathLike[str]) -> dict[str, Any]:
     return control.request(path, {"op": "sync"})
 
 
+def unsaved(mountpoint: str | os.PathLike[str]) -> list[str]:
+    """The paths of everything on the mount that is not saved, for os.fsencode."""
+    if mounts.find_wsfs(mountpoint) is None:
+        raise NotMountedError(f"no workspace is mounted at {mountpoint}: 'wsfs status' lists those that are")
+    answer = control.request(socket_of(mountpoint), {"op": "unsaved"})
+    return [str(path) for path in answer["paths"]]
+
+
 def stop(mountpoint: str | os.PathLike[str], deadline: float | None = None) -> dict[str, Any]:
     """Push everything, unmount and end the daemon; returns its account when all is durable and it is gone.
 

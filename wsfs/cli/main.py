@@ -15,6 +15,7 @@ import click
 
 from wsfs import __version__
 from wsfs.cli.data import data
+from wsfs.cli.export import export
 from wsfs.cli.fsck import fsck, verify
 from wsfs.cli.init import init
 from wsfs.cli.install import install_helpers
@@ -47,7 +48,7 @@ def cli() -> None:
     """
 
 
-for command in (init, mount, umount, sync, status, data, fsck, verify, install_helpers):
+for command in (init, mount, umount, sync, status, data, fsck, verify, export, install_helpers):
     cli.add_command(command)
 
 

@@ -1,0 +1,337 @@
+"""Rescues what was never saved: from a mount that was cut off, or from a cache directory that nobody uses.
+
+Each file is written whole or, when a part of it is only in the store and that cannot be reached, not under its own
+name. Nothing in the cache or in the store is changed but what opening the cache after a crash changes.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, TypeVar
+from uuid import UUID
+
+from wsfs.data.overlay import Overlay
+from wsfs.data.packcache import PackCache
+from wsfs.errors import CacheError, FormatError, LeaseHeldError, NeedRemote, StoreError, UsageError
+from wsfs.index.index import Index
+from wsfs.model import BLOCK_SIZE, MARKER_INO, ROOT_INO, Block, Inline, Inode, Local
+from wsfs.repo import codec
+from wsfs.repo.frame import digest
+from wsfs.store.base import Store
+from wsfs.sync.lease import boot_id
+from wsfs.sync.load import Loader
+from wsfs.tree.paths import Have, Paths
+
+T = TypeVar("T")
+
+ORPHANS: Final = b"lost+found"
+"""For files whose directory is not known here."""
+
+INCOMPLETE: Final = b".incomplete"
+_CACHE_SIZE: Final = 1 << 50
+
+
+@dataclass(slots=True)
+class Exported:
+    """What was rescued. `incomplete`: the paths of files of which a part could not be had."""
+
+    files: int = 0
+    size: int = 0
+    incomplete: list[bytes] = field(default_factory=list)
+    skipped: list[bytes] = field(default_factory=list)
+
+    def add(self, other: Exported) -> None:
+        self.files += other.files
+        self.size += other.size
+        self.incomplete += other.incomplete
+        self.skipped += other.skipped
+
+
+class Target:
+    """The directory that gets the files; new or empty. Raises UsageError, OSError."""
+
+    def __init__(self, path: Path) -> None:
+        path.mkdir(parents=True, exist_ok=True)
+        if any(path.iterdir()):
+            raise UsageError(f"{path} is not empty: name a directory that is, so that nothing there is overwritten")
+        self._top = os.fsencode(path.resolve())
+        self._directories: list[tuple[bytes, os.stat_result | Inode]] = []
+        self.done = Exported()
+
+    def _place(self, path: bytes) -> bytes:
+        """Where a path goes; its directories are made."""
+        parts = path.strip(b"/").split(b"/")
+        if any(part in (b"", b".", b"..") or b"\0" in part for part in parts):
+            raise FormatError(f"the path {path!r} is none that could be in a workspace")
+        place = self._top
+        for part in parts[:-1]:
+            place += b"/" + part
+            with suppress(FileExistsError):
+                os.mkdir(place, 0o700)
+        return place + b"/" + parts[-1]
+
+    def directory(self, path: bytes, about: os.stat_result | Inode) -> None:
+        place = self._place(path)
+        with suppress(FileExistsError):
+            os.mkdir(place, 0o700)
+        self._directories.append((place, about))
+
+    def link(self, path: bytes, target: bytes, about: os.stat_result | Inode) -> None:
+        place = self._place(path)
+        os.symlink(target, place)
+        _dress(place, about)
+        self.done.files += 1
+
+    def special(self, path: bytes, about: os.stat_result | Inode) -> None:
+        """A FIFO, a socket or a device, if this user may make one."""
+        place = self._place(path)
+        mode, number = _mode_of(about), about.rdev if isinstance(about, Inode) else about.st_rdev
+        try:
+            os.mknod(place, mode, number)
+        except PermissionError:
+            self.done.skipped.append(path)
+            return
+        _dress(place, about)
+        self.done.files += 1
+
+    def file(self, path: bytes, pieces: Iterable[tuple[int, bytes]], size: int, about: os.stat_result | Inode) -> None:
+        """Write each piece at its offset; the rest is zeros. StoreError from the iterator: a piece cannot be had."""
+        place = self._place(path)
+        descriptor = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            for offset, piece in pieces:
+                view, written = memoryview(piece), 0
+                while written < len(view):
+                    written += os.pwrite(descriptor, view[written:], offset + written)
+            os.ftruncate(descriptor, size)
+            os.fsync(descriptor)
+        except (StoreError, FormatError, CacheError):
+            os.rename(place, place + INCOMPLETE)
+            self.done.incomplete.append(path)
+            return
+        finally:
+            os.close(descriptor)
+        _dress(place, about)
+        self.done.files += 1
+        self.done.size += size
+
+    def close(self) -> None:
+        """Last, for whatever is made in a directory changes its times."""
+        for place, about in reversed(self._directories):
+            _dress(place, about)
+
+
+def _mode_of(about: os.stat_result | Inode) -> int:
+    return about.mode if isinstance(about, Inode) else about.st_mode
+
+
+def _dress(place: bytes, about: os.stat_result | Inode) -> None:
+    """Owner (where we may), mode and times."""
+    if isinstance(about, Inode):
+        owner, times = (about.uid, about.gid), (about.atime_ns, about.mtime_ns)
+    else:
+        owner, times = (about.st_uid, about.st_gid), (about.st_atime_ns, about.st_mtime_ns)
+    with suppress(PermissionError):
+        os.chown(place, *owner, follow_symlinks=False)
+    mode = _mode_of(about)
+    if not stat.S_ISLNK(mode):
+        os.chmod(place, stat.S_IMODE(mode))
+    with suppress(OverflowError):  # a time that no native file system has
+        os.utime(place, ns=times, follow_symlinks=False)
+
+
+# --- from a mount ---------------------------------------------------------------------------------------------------
+
+
+def from_mount(mountpoint: Path, paths: Iterable[bytes], target: Target) -> None:
+    """Copy these paths of a living mount. What has gone meanwhile is left out. Raises OSError."""
+    top = os.fsencode(mountpoint)
+    for path in sorted(paths):
+        source = top + b"/" + path.strip(b"/")
+        try:
+            about = os.lstat(source)
+        except FileNotFoundError:
+            continue
+        if stat.S_ISDIR(about.st_mode):
+            target.directory(path, about)
+        elif stat.S_ISLNK(about.st_mode):
+            target.link(path, os.readlink(source), about)
+        elif stat.S_ISREG(about.st_mode):
+            target.file(path, _pieces_of(source), about.st_size, about)
+        else:
+            target.special(path, about)
+
+
+def _pieces_of(path: bytes) -> Iterator[tuple[int, bytes]]:
+    offset = 0
+    with open(path, "rb", buffering=0) as file:
+        while True:
+            try:
+                piece = file.read(BLOCK_SIZE)
+            except OSError as exc:
+                if exc.errno != errno.EIO:
+                    raise
+                raise StoreError("a part of it is only in the store, which cannot be reached") from exc
+            if not piece:
+                return
+            if piece.strip(b"\0"):
+                yield offset, piece
+            offset += len(piece)
+
+
+# --- from a cache directory -----------------------------------------------------------------------------------------
+
+
+def sources(cache: Path) -> list[Path]:
+    """The directories with an index in a cache directory, or the one that it is itself. Raises UsageError."""
+    found = [cache] if (cache / "index").is_dir() else []
+    found += [path for path in (cache / "local", *sorted(cache.glob("unsaved-*"))) if (path / "index").is_dir()]
+    if not found:
+        raise UsageError(f"{cache} is no cache directory of wsfs, nor one of its unsaved-... directories")
+    return found
+
+
+@contextmanager
+def locked(cache: Path) -> Iterator[None]:
+    """Nobody else uses the cache directory meanwhile. Raises LeaseHeldError, CacheError."""
+    directory = cache if (cache / "lock").exists() else cache.parent
+    try:
+        descriptor = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as exc:
+        raise CacheError(f"the cache directory {directory} cannot be used: {exc.strerror}") from exc
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise LeaseHeldError(f"the cache directory {directory} is in use: name its mount point instead") from None
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+class _Have(Have):
+    """Fetches what is needed. Raises StoreError."""
+
+    def __init__(self, store: Store | None) -> None:
+        self._store = store
+
+    def __call__(self, look: Callable[[], T], /) -> T:
+        while True:
+            try:
+                return look()
+            except NeedRemote as need:
+                if self._store is None:
+                    raise StoreError("a part of it is only in the store") from None
+                for fetch in need.fetches.values():
+                    fetch()  # type: ignore[operator]
+
+
+class CacheExport:
+    """What is unsaved in one directory with an index. `store` is None where it cannot be asked."""
+
+    def __init__(self, source: Path, packs: Path, store: Store | None) -> None:
+        self._overlay = Overlay(source)
+        self._index = Index(source, UUID(boot_id()).bytes, self._overlay.sync)
+        self._store = store
+        if store is not None:
+            self._packs = PackCache(packs, store, _CACHE_SIZE)
+            Loader(store, self._index)
+        self._have = _Have(store)
+        self._paths = Paths(self._index, self._have)
+
+    @property
+    def is_empty(self) -> bool:
+        return not self._index.is_dirty
+
+    def close(self) -> None:
+        self._index.close()
+        self._overlay.close()
+
+    def to(self, target: Target) -> None:
+        """Export it. Raises OSError."""
+        found = [(self._path(ino), ino) for ino in self._index.dirty_inodes if ino not in (ROOT_INO, MARKER_INO)]
+        for path, ino in sorted(found):
+            try:
+                self._export(path, ino, target)
+            except (StoreError, FormatError):
+                target.done.incomplete.append(path)
+
+    def _export(self, path: bytes, ino: int, target: Target) -> None:
+        inode = self._have(lambda: self._index.inode(ino))
+        if inode is None:
+            return  # it was deleted
+        if inode.is_dir:
+            target.directory(path, inode)
+        elif inode.is_file:
+            target.file(path, self._pieces(inode), inode.size, inode)
+        elif stat.S_ISLNK(inode.mode):
+            target.link(path, self._have(lambda: self._index.get(codec.symlink_key(ino))) or b"?", inode)
+        else:
+            target.special(path, inode)
+
+    def _path(self, ino: int) -> bytes:
+        """The path of an inode, or a place of its own for one whose path cannot be known."""
+        try:
+            found = self._paths.of(ino)
+        except (StoreError, FormatError):
+            found = None
+        return found or b"%s/%d" % (ORPHANS, ino)
+
+    def _pieces(self, inode: Inode) -> Iterator[tuple[int, bytes]]:
+        rows = self._have(lambda: self._index.scan(inode.ino, codec.BLOCK))
+        for key, row in rows:
+            index = codec.block_index(key)
+            start = index * BLOCK_SIZE
+            length = min(BLOCK_SIZE, inode.size - start)
+            if length > 0:
+                yield start, self._block(inode.ino, index, codec.decode_block(row), length)
+
+    def _block(self, ino: int, index: int, block: Block, length: int) -> bytes:
+        if isinstance(block, Local):
+            return self._overlay.read(ino, index, 0, length)
+        if isinstance(block, Inline):
+            return block.data[:length]
+        loc = block.loc
+        if block.resident and self._overlay.has(ino):
+            # After a power loss the copy here may be torn: only its digest can tell.
+            data = self._overlay.read(ino, index, 0, loc.raw_length)
+            if digest(data) == loc.digest:
+                return data[: min(loc.length, length)]
+        if self._store is None:
+            raise StoreError("a part of it is only in the store")
+        return self._have(lambda: self._packs.read(loc))[: min(loc.length, length)]
+
+
+def from_cache(cache: Path, directory: Path, store: Store | None) -> Exported:
+    """Export what a cache directory holds unsaved; each of several sets into a directory of its own.
+
+    Raises UsageError, LeaseHeldError, CacheError, OSError.
+    """
+    done = Exported()
+    with locked(cache), ExitStack() as stack:
+        opened = []
+        for source in sources(cache):
+            export = CacheExport(source, _packs_of(source), store)
+            stack.callback(export.close)
+            if not export.is_empty:
+                opened.append((source.name, export))
+        target = Target(directory)
+        for name, export in opened:
+            part = target if len(opened) == 1 else Target(directory / name)
+            export.to(part)
+            part.close()
+            done.add(part.done)
+    return done
+
+
+def _packs_of(source: Path) -> Path:
+    """The cache directory of which a directory with an index is a part."""
+    return source.parent
