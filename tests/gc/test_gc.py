@@ -236,6 +236,7 @@ def test_a_commit_in_doubt_keeps_everything(world: GcWorld) -> None:
     with pytest.raises(TransientStoreError):
         world.commit()
     world.store.heal()
+    world.pass_time(HOUR + 1)
     before = set(world.bucket.objects)
     assert world.index.pending is not None
     world.collect()
