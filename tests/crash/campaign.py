@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import random
 import shutil
 import signal
@@ -33,6 +34,7 @@ class Campaign:
         self.power = power
         self.rig = Rig(base, url, power=power)
         self.tally: Counter[str] = Counter()
+        self.phase = "the first mount"
         self._ledgers = base
         self._base_seen: dict[str, dict[str, Seen]] = {name: {} for name in CREW}
         self._soft: dict[str, dict[str, Node]] = {}
@@ -251,6 +253,8 @@ class Campaign:
                 match, complaints = history.check_now(seen[name])
                 matches[name] = [match] if match else []
             if not matches[name]:
+                with (self._ledgers / f"{name}.pickle").open("wb") as file:
+                    pickle.dump((self._model(name), seen[name], rig.confirmed, earliest), file)
                 raise self._failure(name, complaints, history)
         if not power_lost:
             self._check_pair(seen["pair"])

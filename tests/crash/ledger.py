@@ -395,6 +395,7 @@ class History:
         last = self.after(len(self.steps)) if power_lost else None
         matches: list[Match] = []
         best: list[str] = ["no state is new enough"]
+        least = 1 << 30
         for count, model in self.states():
             end = self.steps[count].done if count < len(self.steps) else None
             end = FOREVER if end is None else end
@@ -404,7 +405,8 @@ class History:
             if not found:
                 begin = self.steps[count - 1].begun if count else 0.0
                 matches.append(Match(count, begin, end))
-            elif len(found) < len(best) or best[0].startswith("no state"):
+            elif len(found) <= least:
+                least = len(found)
                 best = [f"(best fit: after step {count} of {len(self.steps)})", *found]
         return matches, best
 
