@@ -21,7 +21,6 @@ from wsfs.model import (
     ROOT_INO,
     FrameLoc,
     Inline,
-    Ino,
     Inode,
     Packed,
     pack_key,
@@ -411,8 +410,3 @@ def _read_run(store: Store, run: list[FrameUse]) -> list[tuple[FrameUse, str | N
 def totals(census: Census) -> tuple[int, int]:
     """How many files there are, and how many bytes they have, as the counters should say."""
     return len(census.inodes), sum(inode.size for inode in census.inodes.values() if not inode.is_dir)
-
-
-def root_inode(uid: int, gid: int, now_ns: int) -> Inode:
-    """A new, empty top directory."""
-    return Inode(ROOT_INO, stat.S_IFDIR | 0o755, uid, gid, 2, 0, 0, now_ns, now_ns, now_ns, Ino(ROOT_INO))
