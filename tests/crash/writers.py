@@ -10,8 +10,10 @@ import os
 import random
 import signal
 import sqlite3
+import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -435,14 +437,73 @@ def transactions_of(database: Path) -> int:
         return int(count)
 
 
-KINDS: dict[str, type[Writer]] = {"tree": TreeWriter, "pair": PairWriter, "logs": LogWriter, "bank": BankWriter}
+class GitWriter(Writer):
+    """A repository that gets one commit after the other."""
+
+    _count = 0
+
+    def run(self) -> None:
+        self._git("init", "-q", ".")
+        super().run()
+
+    def work(self) -> None:
+        self._count += 1
+        self.step("commit", self._count, call=self._commit)
+
+    def _commit(self) -> None:
+        for number in range(self._rng.randrange(1, 4)):
+            Path(f"file{self._rng.randrange(20)}").write_text(f"{self._count} {number}\n" * self._rng.randrange(500))
+        Path("count").write_text(str(self._count))
+        self._git("add", "--all")
+        self._git("commit", "-q", "-m", str(self._count))
+
+    @staticmethod
+    def _git(*words: str) -> None:
+        run_git(Path(), *words)
+
+
+def run_git(directory: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run git as nobody in particular. Raises CalledProcessError."""
+    options = ["user.name=a", "user.email=b", "gc.auto=0", "safe.directory=*"]
+    return subprocess.run(
+        ["git", *(word for option in options for word in ("-c", option)), *words],
+        check=True,
+        capture_output=True,
+        text=True,
+        cwd=directory,
+        env={"PATH": os.environ["PATH"], "GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1"},
+    )
+
+
+def git_commits_of(repository: Path) -> int:
+    """How many commits a repository has. Raises AssertionError when it is not whole."""
+    if not (repository / ".git" / "refs" / "heads").is_dir() or not any((repository / ".git" / "refs/heads").iterdir()):
+        return 0
+    try:
+        run_git(repository, "fsck", "--full", "--strict")
+        count = int(run_git(repository, "rev-list", "--count", "HEAD").stdout)
+        assert run_git(repository, "show", "HEAD:count").stdout == str(count)
+    except subprocess.CalledProcessError as exc:
+        raise AssertionError(f"{exc.cmd[-3:]}: {exc.stdout}{exc.stderr}") from exc
+    return count
+
+
+KINDS: dict[str, type[Writer]] = {
+    "tree": TreeWriter,
+    "pair": PairWriter,
+    "logs": LogWriter,
+    "bank": BankWriter,
+    "git": GitWriter,
+}
 
 
 def start(kind: str, top: Path, ledger: Path, seed: str, base: Model, pace: float) -> int:
     """Start a writer in `top`, in a process of its own. Returns its id."""
     sys.stdout.flush()
     sys.stderr.flush()
-    pid = os.fork()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # the child needs none of our threads
+        pid = os.fork()
     if pid:
         return pid
     code = 3
