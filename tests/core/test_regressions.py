@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from harness import Crash, World, saved_tree, tree, unreachable
 
+import wsfs.data.overlay
 import wsfs.sync.start
 from wsfs.errors import (
     CacheFullError,
@@ -364,6 +365,33 @@ def test_a_power_loss_that_undoes_an_eviction_does_not_leave_holes(
     small.write(ino, 0, b"x")
     small.commit()
     assert saved_tree(small, tmp_path / "elsewhere")[b"/f"][1] == b"x" + content[1:] + b"more"
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_what_a_recovery_makes_durable_has_its_data_on_disk(
+    world: World, monkeypatch: pytest.MonkeyPatch, many: bool
+) -> None:
+    """A block that the store has is overwritten, and the daemon killed: the row that says so must not become durable
+    before the bytes, or a power loss after the recovery would leave neither the old nor the new ones."""
+    ino = world.create(b"f", b"old" * 1000)
+    world.commit()
+    world.write(ino, 0, b"new")
+    world.crash()
+    if many:
+        monkeypatch.setattr(wsfs.data.overlay, "_SYNC_EACH_MAX", 0)
+    path = world.overlay._path(ino)
+    found: list[str] = []
+    sync, syncfs = os.fsync, wsfs.data.overlay._libc.syncfs
+
+    def seen(fd: int, real: Callable[[int], Any]) -> Any:
+        found.append(os.readlink(f"/proc/self/fd/{fd}"))
+        return real(fd)
+
+    monkeypatch.setattr(os, "fsync", lambda fd: seen(fd, sync))
+    monkeypatch.setattr(wsfs.data.overlay._libc, "syncfs", lambda fd: seen(fd, syncfs))
+    world.start()
+    assert str(path.parent.parent if many else path) in found
+    assert world.content(b"f") == b"new" + b"old" * 999
 
 
 def test_an_overlay_file_that_a_power_loss_took_leaves_no_holes(

@@ -23,6 +23,7 @@ from wsfs.model import BLOCK_SIZE
 
 _OPEN_FILES: Final = 512
 _KEEP_SIZE_PUNCH_HOLE: Final = 0x03
+_SYNC_EACH_MAX: Final = 256
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
 
@@ -259,6 +260,10 @@ class Overlay:
 
     def sync(self, inodes: Iterable[int]) -> None:
         """Any thread: the data of these inodes is on disk when this returns. Raises CacheError."""
+        inodes = list(inodes)
+        if len(inodes) > _SYNC_EACH_MAX:
+            self._sync_all()
+            return
         shards = set()
         for ino in inodes:
             path = self._path(ino)
@@ -279,6 +284,16 @@ class Overlay:
                 os.fsync(fd)
             finally:
                 os.close(fd)
+
+    def _sync_all(self) -> None:
+        """All that is on the disk of the overlay: quicker than one after the other, if there are many."""
+        fd = os.open(self._files, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            if _libc.syncfs(fd) != 0:
+                number = ctypes.get_errno()
+                raise _disk_error(OSError(number, os.strerror(number)))
+        finally:
+            os.close(fd)
 
     def inodes(self) -> Iterable[int]:
         """Every inode that has an overlay file."""

@@ -410,6 +410,8 @@ class Index:
                 for op in record.ops:
                     table.apply(op)
         if count:
+            # Which of them were guarded is not known any more.
+            self._before_durable({ino_of(key) for key in table.rows if table_of(key) in (codec.ATTR, codec.BLOCK)})
             with self.tables.writer() as txn:
                 _write_rows(txn, table, self.generation, keep_deleted=self._partial)
                 _write_meta(txn, counters, serial, self.generation)
