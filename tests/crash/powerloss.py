@@ -55,7 +55,7 @@ class Recorder:
 
         for name in ("open", "close", "pwrite", "ftruncate", "fsync", "fdatasync", "unlink"):
             setattr(os, name, getattr(self, name))
-        wsfs.data.overlay._libc = self  # its fallocate
+        wsfs.data.overlay._libc = self  # its fallocate and syncfs
 
     def _note(self, *record: Any) -> None:
         data = pickle.dumps(record)
@@ -137,6 +137,18 @@ class Recorder:
         self._real[call](fd)
         with self._lock:
             self._note("synced", name, token)
+
+    def syncfs(self, fd: int) -> int:
+        """syncfs(2): all that was written is safe; 0 on success."""
+        import ctypes
+
+        with self._lock:
+            token = f"{os.getpid()}-{next(self._numbers)}"
+            self._note("syncing", "", token)
+        failed = int(ctypes.CDLL(None, use_errno=True).syncfs(fd))
+        with self._lock:
+            self._note("synced", "", token)
+        return failed
 
     def unlink(self, path: Any, *, dir_fd: int | None = None) -> None:
         name = self._concerns(path) if dir_fd is None else None
@@ -222,17 +234,18 @@ def lose_power(undo: Path, rng: random.Random) -> dict[str, int]:
     files: dict[str, _Trail] = {}
     directories: dict[str, _Trail] = {}
     removed: list[tuple[_Trail, str]] = []
-    syncing: dict[str, tuple[_Trail, int]] = {}
+    syncing: dict[str, list[tuple[_Trail, int]]] = {}
     for kind, path, *rest in _records(undo):
         if kind in ("write", "cut"):
             files.setdefault(path, _Trail(path)).records.append((kind, *rest))
         elif kind == "syncing":
-            trail = directories.get(path) or files.get(path)
-            if trail is not None:
-                syncing[rest[0]] = trail, trail.safe + len(trail.records)
+            if path:
+                concerned = [trail for trail in (directories.get(path), files.get(path)) if trail is not None]
+            else:
+                concerned = [*directories.values(), *files.values(), *(trail for trail, _ in removed)]
+            syncing[rest[0]] = [(trail, trail.safe + len(trail.records)) for trail in concerned]
         elif kind == "synced":
-            if rest[0] in syncing:
-                trail, end = syncing.pop(rest[0])
+            for trail, end in syncing.pop(rest[0]):
                 trail.synced(end)
         else:
             parent = os.path.dirname(path)
