@@ -120,8 +120,10 @@ class Saver:
             return
         log.error("%s", exc)
         # What programs have written already is theirs: the kernel may not have handed it over yet.
-        with trio.move_on_after(LAST_WORDS_SECONDS):
-            await trio.to_thread.run_sync(mountpoints.hand_over, self._settings.mountpoint, abandon_on_cancel=True)
+        with trio.move_on_after(LAST_WORDS_SECONDS + 1):
+            await trio.to_thread.run_sync(
+                mountpoints.hand_over, self._settings.mountpoint, LAST_WORDS_SECONDS, abandon_on_cancel=True
+            )
         self._operations.read_only = True
 
     async def make_room(self, *, deleting: bool) -> bool:

@@ -125,10 +125,9 @@ class Stopper:
         if self._end is None:
             await trio.to_thread.run_sync(mountpoints.hand_over, mountpoint)
             return
-        with trio.move_on_after(max((self._end - time.monotonic()) / 3, 0.1)) as scope:
-            await trio.to_thread.run_sync(mountpoints.hand_over, mountpoint, abandon_on_cancel=True)
-        if scope.cancelled_caught:
-            log.warning("the kernel has not handed over everything in time")
+        seconds = max((self._end - time.monotonic()) / 3, 0.1)
+        with trio.move_on_after(seconds + 0.5):  # a process that hangs in the kernel cannot be killed at once
+            await trio.to_thread.run_sync(mountpoints.hand_over, mountpoint, seconds, abandon_on_cancel=True)
 
     async def _say_stopping(self) -> None:
         """Let other hosts see that waiting is worth it, when there is something to wait for."""

@@ -88,9 +88,10 @@ def test_enough_time(site: Any, tree: Any) -> None:
     assert tree.of(site.mountpoint) == before
 
 
+@pytest.mark.parametrize("way", ["signal", "unmount"])
 @pytest.mark.parametrize("mode", ["stall request", "refuse"])
-def test_a_signal_with_a_deadline(site: Any, proxy: Any, tools: Any, mode: str) -> None:
-    """SIGTERM while the store does not answer, and while requests hang that would take longer: it ends in time."""
+def test_a_deadline_for_others(site: Any, proxy: Any, tools: Any, mode: str, way: str) -> None:
+    """SIGTERM, or an unmount that does not ask, while the store is away or hangs for longer: it ends in time."""
     site.mount("-o", "stop_deadline=3s")
     path = site.mountpoint / "a file"
     content = os.urandom(9 * MIB)
@@ -98,7 +99,10 @@ def test_a_signal_with_a_deadline(site: Any, proxy: Any, tools: Any, mode: str) 
     pid = site.pid()
     with proxy.fault(mode):
         began = time.monotonic()
-        os.kill(pid, signal.SIGTERM)
+        if way == "signal":
+            os.kill(pid, signal.SIGTERM)
+        else:
+            tools.run("umount", "-i", site.mountpoint)
         tools.until(lambda: tools.is_gone(pid), 10)
         assert time.monotonic() - began < 5.5
     assert not tools.is_mounted(site.mountpoint)

@@ -43,10 +43,10 @@ def wait_until_it_answers(mountpoint: Path) -> None:
         raise MountError(f"{mountpoint} does not answer: {done.stderr.strip()}")
 
 
-def hand_over(mountpoint: Path) -> None:
-    """Let the kernel send us the pages that it still holds."""
+def hand_over(mountpoint: Path, seconds: float = 600.0) -> None:
+    """Let the kernel send us the pages that it still holds; what takes longer than `seconds` stays there."""
     try:
-        subprocess.run(["sync", "-f", str(mountpoint)], check=False, capture_output=True, timeout=600)
+        subprocess.run(["sync", "-f", str(mountpoint)], check=False, capture_output=True, timeout=seconds)
     except (OSError, subprocess.TimeoutExpired) as exc:
         log.warning("the kernel's dirty pages may not all be here: %s", exc)
 
