@@ -62,6 +62,8 @@ class Step:
     args: list[Any]
     done: float | None = None
     error: tuple[float, int, str] | None = None
+    late: bool = False
+    """It returned when the daemon was dead already."""
 
 
 def read_ledger(path: Path) -> list[Step]:
@@ -181,7 +183,7 @@ class Model:
         return model
 
     def apply(self, step: Step) -> None:
-        if step.done is None and step.name in ("fsync", "close"):
+        if step.name in ("fsync", "close") and (step.done is None or step.late):
             return  # it promises nothing before it has returned
         getattr(self, f"_do_{step.name}")(*step.args)
 
