@@ -13,16 +13,21 @@ from wsfs.model import LOCAL, Dirent, FrameLoc, Inline, Ino, Inode, Local, Packe
 from wsfs.repo import codec
 
 U32 = st.integers(0, 2**32 - 1)
-U64 = st.integers(0, 2**64 - 1)
+IDS = st.integers(1, 2**62 - 1)
 TIMES = st.integers(-(2**63), 2**63 - 1)
 NAMES = st.binary(min_size=1, max_size=255).filter(lambda n: not {0, 0x2F} & set(n) and n not in (b".", b".."))
-LOCATIONS = st.builds(FrameLoc, U32, U32, U32, U32, U32, U32, st.integers(0, 255), st.binary(min_size=20, max_size=20))
+LENGTHS = st.integers(0, 2**20)
+LOCATIONS = st.builds(
+    FrameLoc, U32, U32, U32, LENGTHS, LENGTHS, LENGTHS, st.integers(0, 255), st.binary(min_size=20, max_size=20)
+).filter(lambda loc: loc.length <= loc.raw_length)
 BLOCKS = st.one_of(
     st.just(LOCAL),
     st.builds(Inline, st.binary(max_size=512)),
     st.builds(Packed, LOCATIONS, st.booleans()),
 )
-INODES = st.builds(Inode, U64, U32, U32, U32, U32, U32, U64, TIMES, TIMES, TIMES, U64)
+TYPES = st.sampled_from([0o100000, 0o040000, 0o120000, 0o010000, 0o140000, 0o060000, 0o020000])
+MODES = st.builds(lambda kind, bits: kind | bits, TYPES, st.integers(0, 0o7777))
+INODES = st.builds(Inode, IDS, MODES, U32, U32, U32, U32, st.integers(0, 2**52), TIMES, TIMES, TIMES, IDS)
 
 PACKED = Packed(FrameLoc(2, 3, 8, 100, 4096, 4000, 1, bytes(range(20))))
 
@@ -38,7 +43,7 @@ def key_of(ino: int, table: bytes, name: bytes, index: int) -> bytes:
     return makers[table]()
 
 
-KEYS = st.tuples(U64, st.sampled_from([b"a", b"b", b"d", b"s", b"x"]), NAMES, U32)
+KEYS = st.tuples(IDS, st.sampled_from([b"a", b"b", b"d", b"s", b"x"]), NAMES, U32)
 
 
 @pytest.mark.parametrize(
@@ -47,7 +52,7 @@ KEYS = st.tuples(U64, st.sampled_from([b"a", b"b", b"d", b"s", b"x"]), NAMES, U3
         (codec.attr_key(1), "0000000000000001 61"),
         (codec.block_key(0x0102, 3), "0000000000000102 62 00000003"),
         (codec.dirent_key(1, b"a\xff"), "0000000000000001 64 61ff"),
-        (codec.symlink_key(2**64 - 1), "ffffffffffffffff 73"),
+        (codec.symlink_key(2**62 - 1), "3fffffffffffffff 73"),
         (codec.xattr_key(7, b"user.k"), "0000000000000007 78 757365722e6b"),
     ],
 )
@@ -123,7 +128,9 @@ def test_what_only_concerns_one_machine_is_not_published() -> None:
 @given(INODES)
 def test_inodes_round_trip(inode: Inode) -> None:
     """Whatever stat can say comes back the same."""
-    assert codec.decode_inode(inode.ino, codec.encode_inode(inode)) == inode
+    row = codec.encode_inode(inode)
+    assert codec.decode_inode(inode.ino, row) == inode
+    assert codec.content_size(row) == (0 if inode.is_dir else inode.size)
 
 
 @given(BLOCKS)
@@ -133,7 +140,7 @@ def test_blocks_round_trip(block: Local | Inline | Packed) -> None:
     assert codec.is_local(codec.encode_block(block)) == (block == LOCAL)
 
 
-@given(st.builds(Dirent, U64, st.integers(0, 255), U64))
+@given(st.builds(Dirent, IDS, TYPES.map(lambda kind: kind >> 12), IDS))
 def test_directory_entries_round_trip(dirent: Dirent) -> None:
     """Every directory entry comes back the same."""
     assert codec.decode_dirent(codec.encode_dirent(dirent)) == dirent
@@ -183,6 +190,9 @@ def test_a_table_range_holds_its_table_and_nothing_else(
         codec.dirent_key(1, b"a\0b"),
         codec.dirent_key(1, b"x" * 256),
         codec.xattr_key(1, b""),
+        codec.xattr_key(1, b"a\0b"),
+        codec.attr_key(0),
+        codec.attr_key(2**62),
     ],
 )
 def test_impossible_keys_are_refused(key: bytes) -> None:
@@ -206,6 +216,53 @@ def test_impossible_inode_rows_are_refused(row: bytes) -> None:
     """Only what encoding makes is decoded."""
     with pytest.raises(FormatError):
         codec.decode_inode(Ino(5), row)
+
+
+REGULAR = Inode(Ino(5), 0o100644, 0, 0, 1, 0, 0, 0, 0, 0, Ino(1))
+
+
+@pytest.mark.parametrize(
+    "inode",
+    [
+        REGULAR._replace(mode=0o644),
+        REGULAR._replace(mode=0o1100644),
+        REGULAR._replace(size=2**52 + 1),
+        REGULAR._replace(parent=Ino(0)),
+        REGULAR._replace(parent=Ino(2**62)),
+    ],
+    ids=["no type", "bits beyond the type", "larger than any file", "in no directory", "in none that can be"],
+)
+def test_inodes_that_cannot_be_are_refused(inode: Inode) -> None:
+    """Rows of the right length with values that no system call could take."""
+    with pytest.raises(FormatError):
+        codec.decode_inode(Ino(5), codec.encode_inode(inode))
+
+
+@pytest.mark.parametrize(
+    "dirent", [Dirent(Ino(0), 8, 1), Dirent(Ino(2**62), 8, 1), Dirent(Ino(5), 3, 1), Dirent(Ino(5), 8, 2**62)]
+)
+def test_entries_that_cannot_be_are_refused(dirent: Dirent) -> None:
+    """Inode 0 would tell the kernel that there is no such name; a cookie is a signed offset."""
+    with pytest.raises(FormatError):
+        codec.decode_dirent(codec.encode_dirent(dirent))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"raw_length": 2**20 + 1}, {"length": 4097}, {"stored_length": 2**21 + 1}],
+    ids=["raw", "length", "stored"],
+)
+def test_blocks_that_cannot_be_are_refused(change: dict[str, int]) -> None:
+    """Else one read of a small file could fetch gigabytes."""
+    with pytest.raises(FormatError):
+        codec.decode_block(codec.encode_block(Packed(PACKED.loc._replace(**change))))
+
+
+@pytest.mark.parametrize("change", [{"size": -1}, {"nlink": -1}, {"nlink": 2**32}])
+def test_counts_that_cannot_be_are_damage(change: dict[str, int]) -> None:
+    """What a wrong count of a damaged workspace makes of a change: it is told, and nothing is changed."""
+    with pytest.raises(FormatError, match="fsck"):
+        codec.encode_inode(REGULAR._replace(**change))
 
 
 @given(st.binary(max_size=120))

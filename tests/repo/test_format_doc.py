@@ -9,6 +9,7 @@ import pytest
 
 from wsfs import model
 from wsfs.repo import codec, frame, head, manifest, pack, segment, workspace
+from wsfs.store import sealed
 from wsfs.sync import commit
 
 DOC = (Path(__file__).parents[2] / "docs" / "FORMAT.md").read_text()
@@ -40,8 +41,10 @@ def test_constants() -> None:
         "most frames in a pack": str(pack.MAX_FRAMES),
         "target size of a pack": str(pack.TARGET_SIZE),
         "target size of a partition": str(commit.PARTITION_SIZE),
+        "target size of a delta": str(commit.DELTA_SIZE),
         "most deltas before a fold": str(commit.MAX_DELTAS),
         "zstd level": str(frame.ZSTD_LEVEL),
+        "encrypted chunk": str(sealed.CHUNK),
     }
 
 
@@ -56,6 +59,8 @@ def test_constants() -> None:
         ("manifest header", manifest._HEADER.size),
         ("table of contents entry", pack._ENTRY.size),
         ("pack footer", pack.FOOTER_SIZE),
+        ("nonce", sealed.NONCE_SIZE),
+        ("tag", sealed.TAG_SIZE),
     ],
 )
 def test_sizes(name: str, size: int) -> None:
@@ -69,7 +74,7 @@ def test_magics(magic: bytes) -> None:
     assert f'"{magic.decode()}"' in DOC
 
 
-@pytest.mark.parametrize("module", [codec, segment, manifest, pack])
+@pytest.mark.parametrize("module", [codec, segment, manifest, pack, sealed])
 def test_grammars(module: object) -> None:
     """The grammar in a module's docstring is the document's, word for word."""
     text = module.__doc__ or ""

@@ -27,24 +27,26 @@ GOLDEN = bytes.fromhex(
     "6d5920c2c62834ae7482a90477"
 )
 
-TEXT = st.text(max_size=20)
-COUNT = st.integers(0, 2**64)
+WORD = st.text(st.characters(min_codepoint=0x20, max_codepoint=0x7E), max_size=20)
+KEY = st.from_regex(r"[a-z]{1,9}(/[0-9a-f]{1,9}){0,2}", fullmatch=True)
+COUNT = st.integers(0, 2**63 - 1)
+EPOCH = st.integers(0, 2**32 - 1)
 DIGEST = st.binary(min_size=20, max_size=20)
 manifests = st.builds(
     Manifest,
-    TEXT,
-    COUNT,
-    COUNT,
-    TEXT,
-    TEXT,
-    TEXT,
-    COUNT,
+    WORD,
+    st.integers(0, 2**63 - 2),
+    EPOCH,
+    WORD,
+    st.just("") | KEY,
+    WORD,
+    st.integers(0, 2**62),
     COUNT,
     COUNT,
     st.lists(st.binary(min_size=1, max_size=30), unique=True, max_size=5).map(
         lambda starts: tuple(SegmentRef("k", 1, 2, bytes(20), start) for start in (b"", *sorted(starts)))
     ),
-    st.lists(st.builds(SegmentRef, TEXT, COUNT, COUNT, DIGEST), max_size=3).map(tuple),
+    st.lists(st.builds(SegmentRef, KEY, COUNT, EPOCH, DIGEST), max_size=3).map(tuple),
 )
 
 
@@ -101,6 +103,14 @@ REF_OUT = {"key": "k", "length": 1, "rows": 2, "digest": "00" * 20, "start": ""}
         {"base": [{**REF_OUT, "digest": "00"}]},
         {"base": [{**REF_OUT, "digest": "zz"}]},
         {"deltas": [{**REF_OUT, "length": "1"}]},
+        {"deltas": [{**REF_OUT, "key": "../../etc/passwd"}]},
+        {"deltas": [{**REF_OUT, "rows": 2**32}]},
+        {"base": [REF_OUT, {**REF_OUT, "start": "61" * 600}]},
+        {"parent": "/etc/passwd"},
+        {"next_id": 2**62 + 1},
+        {"files": 2**64},
+        {"epoch": 2**32},
+        {"seq": 10**400},
     ],
 )
 def test_malformed_manifests_are_refused(changes: dict[str, Any]) -> None:

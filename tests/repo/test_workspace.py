@@ -170,7 +170,7 @@ def test_init_refuses_a_prefix_with_other_objects(key: str) -> None:
     assert content(bucket) == {key: b"mine"}
 
 
-@pytest.mark.parametrize("puts", [0, 1, 2, 3])
+@pytest.mark.parametrize("puts", [0, 1, 2, 3, 4])
 def test_an_interrupted_init_is_completed_by_the_next(puts: int) -> None:
     """Whatever init had written when it died, the next one makes a whole workspace, with the same identity."""
     bucket = MemoryBucket()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import socket
@@ -17,6 +18,7 @@ from wsfs.errors import StoreError
 from wsfs.store.base import Blob, ObjectInfo, Store
 from wsfs.store.directory import DirectoryStore
 from wsfs.store.memory import MemoryStore
+from wsfs.store.sealed import Cipher, SealedStore
 
 BUCKET = "test-bucket"
 
@@ -79,13 +81,15 @@ def s3_store(s3_endpoint: str) -> Iterator[Store]:
     store.close()
 
 
-@pytest.fixture(params=["memory", "directory", "s3"])
+@pytest.fixture(params=["memory", "directory", "s3", "sealed"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
     """One empty store of each kind."""
     if request.param == "memory":
         yield MemoryStore()
     elif request.param == "directory":
         yield DirectoryStore(str(tmp_path / "store"))
+    elif request.param == "sealed":
+        yield SealedStore(MemoryStore(), Cipher(bytes(32), "id"))
     else:
         yield request.getfixturevalue("s3_store")
 
@@ -143,12 +147,15 @@ class ScriptedServer:
     """An HTTP server that gives each connection one answer from a list, and then closes it.
 
     An answer is bytes, sent as they are; ("reset", bytes) aborts the connection after them; ("stall", bytes)
-    sends them and then nothing until the test is over. `requests` holds the heads that were received.
+    sends them and then nothing until the test is over; ("dribble", bytes) sends one every 0.05 s, and ("dribble body",
+    bytes) does so behind the head. `requests` holds the heads that were received. It waits `pause`
+    seconds after each 64 KiB of a body.
     """
 
     def __init__(self) -> None:
         self.answers: list[Any] = []
         self.requests: list[bytes] = []
+        self.pause = 0.0
         self._over = threading.Event()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._threads: list[threading.Thread] = []
@@ -187,13 +194,26 @@ class ScriptedServer:
                 if not piece:
                     return
                 missing -= len(piece)
+                self._over.wait(self.pause)
             answer = self.answers.pop(0)
             manner, data = answer if isinstance(answer, tuple) else ("close", answer)
+            if manner.startswith("dribble"):
+                at = data.index(b"\r\n\r\n") + 4 if manner == "dribble body" else 0
+                connection.sendall(data[:at])
+                self._dribble(connection, data[at:])
+                return
             connection.sendall(data)
             if manner == "stall":
                 self._over.wait()
             elif manner == "reset":
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+    def _dribble(self, connection: socket.socket, data: bytes) -> None:
+        with contextlib.suppress(OSError):
+            for byte in data:
+                if self._over.wait(0.05):
+                    return
+                connection.sendall(bytes([byte]))
 
     def close(self) -> None:
         self._over.set()

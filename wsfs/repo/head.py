@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final
 
@@ -16,8 +16,10 @@ from wsfs.errors import (
     TransientStoreError,
 )
 from wsfs.repo.codec import DIGEST_SIZE
-from wsfs.repo.frame import dump_json, field, load_json
+from wsfs.repo.frame import U32, U63, dump_json, field, load_json, number, word
+from wsfs.repo.ledger import Ledger, ledger_in, ledger_out
 from wsfs.store.base import Store
+from wsfs.store.keys import is_key
 
 HEAD_KEY: Final = "HEAD"
 HEAD_MAX: Final = 4096
@@ -38,12 +40,16 @@ class State(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """Who has the workspace mounted: enough to find the process, and to see on its own host whether it still lives."""
+    """Who has the workspace mounted: enough to find the process, and to see on its own host whether it still lives.
+
+    `cache` names the lock of its cache directory among all files of one boot; empty if it is not known.
+    """
 
     host: str
     pid: int
     boot_id: str
     since: str
+    cache: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +68,7 @@ class Head:
     saved_at: str
     files: int
     bytes: int
+    ledger: Ledger | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,10 +100,12 @@ def encode_head(head: Head) -> bytes:
                 "pid": holder.pid,
                 "boot_id": holder.boot_id,
                 "since": holder.since,
+                **({"cache": holder.cache} if holder.cache else {}),
             },
             "saved_at": head.saved_at,
             "files": head.files,
             "bytes": head.bytes,
+            **({"ledger": ledger_out(head.ledger)} if head.ledger else {}),
         }
     )
     assert len(data) <= HEAD_MAX
@@ -118,19 +127,23 @@ def decode_head(data: bytes) -> Head:
         raise FormatError("HEAD has a field of an unknown value") from exc
     if len(commit_digest) != DIGEST_SIZE:
         raise FormatError("HEAD has a digest of the wrong length")
+    commit = word(v, "commit", what)
+    if not is_key(commit):
+        raise FormatError("HEAD names a commit in a way that cannot be")
     return Head(
-        workspace=field(v, "workspace", str, what),
-        epoch=field(v, "epoch", int, what),
-        seq=field(v, "seq", int, what),
-        commit=field(v, "commit", str, what),
+        workspace=word(v, "workspace", what),
+        epoch=number(v, "epoch", what, U32 - 1),  # the next mount's is one more
+        seq=number(v, "seq", what, U63 - 1),
+        commit=commit,
         commit_digest=commit_digest,
-        nonce=field(v, "nonce", str, what),
+        nonce=word(v, "nonce", what),
         state=state,
         reason=field(v, "reason", str, what),
         holder=_holder(v.get("holder")),
-        saved_at=field(v, "saved_at", str, what),
-        files=field(v, "files", int, what),
-        bytes=field(v, "bytes", int, what),
+        saved_at=word(v, "saved_at", what),
+        files=number(v, "files", what),
+        bytes=number(v, "bytes", what),
+        ledger=ledger_in(v["ledger"], "HEAD's ledger") if "ledger" in v else None,
     )
 
 
@@ -150,9 +163,10 @@ def _holder(value: Any) -> Holder | None:
         raise FormatError(f"{what} is not a JSON object")
     return Holder(
         field(value, "host", str, what),
-        field(value, "pid", int, what),
-        field(value, "boot_id", str, what),
-        field(value, "since", str, what),
+        number(value, "pid", what, U32 >> 1),
+        word(value, "boot_id", what),
+        word(value, "since", what),
+        word(value, "cache", what) if "cache" in value else "",
     )
 
 
@@ -189,6 +203,10 @@ def swap_head(store: Store, old: HeadVersion, new: Head, unanswered: Collection[
             raise FencedError(
                 f"HEAD of {store.url} was changed by somebody who does not hold the workspace: this mount stops writing"
             ) from exc
+        if isinstance(exc, PreconditionFailedError):
+            raise TransientStoreError(
+                f"the store shows an old HEAD of {store.url}, and rightly refuses to replace that: try again later"
+            ) from exc
         raise TransientStoreError(f"HEAD of {store.url} could not be replaced: {exc}") from exc
     return HeadVersion(new, etag, 0.0)
 
@@ -201,8 +219,3 @@ def fenced(now: Head) -> FencedError:
         f"this workspace was taken over by {who}: this mount is read-only now, and what it had not saved stays in its"
         " cache directory"
     )
-
-
-def with_state(head: Head, state: State, nonce: str, reason: str = "", holder: Holder | None = None) -> Head:
-    """The same commit in another state."""
-    return replace(head, state=state, nonce=nonce, reason=reason, holder=holder)

@@ -13,11 +13,14 @@ from itertools import pairwise
 from typing import Any, Final
 
 from wsfs.errors import FormatError
-from wsfs.repo.codec import DIGEST_SIZE
-from wsfs.repo.frame import compress, decompress, digest, dump_json, field, load_json
+from wsfs.model import ID_MAX
+from wsfs.repo.codec import DIGEST_SIZE, KEY_MAX
+from wsfs.repo.frame import U32, U63, compress, decompress, digest, dump_json, field, load_json, number, word
+from wsfs.store.keys import is_key
 
 MAGIC: Final = b"WSFSMAN1"
 RAW_MAX: Final = 64 << 20
+HOST_MAX: Final = 255
 _HEADER = struct.Struct(">8sI")
 
 
@@ -40,7 +43,10 @@ class SegmentRef:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """One commit. `next_id` is the first inode number and cookie that no commit has used; `bytes` sums file sizes."""
+    """One commit. `next_id` is the first inode number and cookie that no commit has used; `bytes` sums file sizes.
+
+    `host` is the name of the machine that made it, for people; empty if it is not known.
+    """
 
     workspace: str
     seq: int
@@ -53,6 +59,7 @@ class Manifest:
     bytes: int
     base: tuple[SegmentRef, ...]
     deltas: tuple[SegmentRef, ...]
+    host: str = ""
 
     @property
     def key(self) -> str:
@@ -75,6 +82,7 @@ def encode_manifest(m: Manifest) -> bytes:
             "bytes": m.bytes,
             "base": [_ref_out(ref) for ref in m.base],
             "deltas": [_ref_out(ref) for ref in m.deltas],
+            **({"host": m.host[:HOST_MAX]} if m.host else {}),
         }
     )
     return _HEADER.pack(MAGIC, len(raw)) + compress(raw)
@@ -94,18 +102,22 @@ def decode_manifest(data: bytes) -> Manifest:
     base = tuple(_ref_in(r, what) for r in field(v, "base", list, what))
     if any(a.start >= b.start for a, b in pairwise(base)) or (base and base[0].start):
         raise FormatError(f"{what} lists its partitions out of order")
+    parent = word(v, "parent", what)
+    if parent and not is_key(parent):
+        raise FormatError(f"{what} names its parent in a way that cannot be")
     return Manifest(
-        workspace=field(v, "workspace", str, what),
-        seq=field(v, "seq", int, what),
-        epoch=field(v, "epoch", int, what),
-        nonce=field(v, "nonce", str, what),
-        parent=field(v, "parent", str, what),
-        created=field(v, "created", str, what),
-        next_id=field(v, "next_id", int, what),
-        files=field(v, "files", int, what),
-        bytes=field(v, "bytes", int, what),
+        workspace=word(v, "workspace", what),
+        seq=number(v, "seq", what, U63 - 1),
+        epoch=number(v, "epoch", what, U32),
+        nonce=word(v, "nonce", what),
+        parent=parent,
+        created=word(v, "created", what),
+        next_id=number(v, "next_id", what, ID_MAX + 1),
+        files=number(v, "files", what),
+        bytes=number(v, "bytes", what),
         base=base,
         deltas=tuple(_ref_in(r, what) for r in field(v, "deltas", list, what)),
+        host=field(v, "host", str, what)[:HOST_MAX] if "host" in v else "",
     )
 
 
@@ -129,10 +141,13 @@ def _ref_in(value: object, what: str) -> SegmentRef:
         raise FormatError(f"{what} has a field that is not hexadecimal") from exc
     if len(found) != DIGEST_SIZE:
         raise FormatError(f"{what} has a digest of the wrong length")
+    key = word(value, "key", what)
+    if not is_key(key) or len(start) > KEY_MAX:
+        raise FormatError(f"{what} names a segment, or where it starts, in a way that cannot be")
     return SegmentRef(
-        field(value, "key", str, what),
-        field(value, "length", int, what),
-        field(value, "rows", int, what),
+        key,
+        number(value, "length", what),
+        number(value, "rows", what, U32),
         found,
         start,
     )

@@ -17,7 +17,7 @@ from typing import Final, NamedTuple
 from wsfs.errors import FormatError
 from wsfs.model import BLOCK_SIZE, Codec, FrameLoc
 from wsfs.repo.codec import DIGEST_SIZE
-from wsfs.repo.frame import compress, decompress, digest
+from wsfs.repo.frame import ZSTD_LEVEL, compress, decompress, digest
 
 MAGIC: Final = b"WSFSPAK1"
 END: Final = b"WSFSEND1"
@@ -51,9 +51,9 @@ class Frame(NamedTuple):
     digest: bytes
 
 
-def make_frame(data: bytes | memoryview, data_digest: bytes) -> Frame:
+def make_frame(data: bytes | memoryview, data_digest: bytes, level: int = ZSTD_LEVEL) -> Frame:
     """Compress a block, unless that gains less than a thirty-second: incompressible data is then read back as it is."""
-    small = compress(data)
+    small = compress(data, level)
     if len(small) + len(data) // 32 < len(data):
         return Frame(small, len(data), Codec.ZSTD, data_digest)
     return Frame(data, len(data), Codec.RAW, data_digest)
@@ -116,19 +116,25 @@ class PackWriter:
         return b"".join([*self._parts, toc, footer])
 
 
+def toc_size(tail: bytes) -> int:
+    """How many bytes at the end of a pack `read_toc` needs, by its footer. Raises FormatError."""
+    if len(tail) < FOOTER_SIZE:
+        raise FormatError("a pack is shorter than its footer")
+    _, _, toc_length, _, end = _FOOTER.unpack(tail[-FOOTER_SIZE:])
+    if end != END:
+        raise FormatError("a pack does not end with its footer")
+    return FOOTER_SIZE + int(toc_length)
+
+
 def read_toc(tail: bytes, object_size: int) -> list[TocEntry]:
     """The table of contents, from the end of a pack (`tail`: its last bytes, at least footer and table).
 
     Raises FormatError when the tail is damaged or too short.
     """
-    if len(tail) < FOOTER_SIZE:
-        raise FormatError("a pack is shorter than its footer")
-    count, toc_offset, toc_length, toc_digest, end = _FOOTER.unpack(tail[-FOOTER_SIZE:])
-    if end != END:
-        raise FormatError("a pack does not end with its footer")
+    begin = len(tail) - toc_size(tail)
+    count, toc_offset, toc_length, toc_digest, _ = _FOOTER.unpack(tail[-FOOTER_SIZE:])
     if count > MAX_FRAMES or toc_offset + toc_length + FOOTER_SIZE != object_size:
         raise FormatError("a pack's footer does not fit its size")
-    begin = len(tail) - FOOTER_SIZE - toc_length
     if begin < 0:
         raise FormatError("the tail that was read does not hold the pack's table of contents")
     toc = tail[begin : begin + toc_length]

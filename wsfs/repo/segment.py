@@ -30,8 +30,25 @@ def row_size(key: bytes, value: bytes | None) -> int:
     return _ROW.size + len(key) + (len(value) if value is not None else 0)
 
 
+def portions(rows: Iterable[Row], size: int) -> Iterator[list[Row]]:
+    """Rows in portions of about this size before compression; the last row of one may make it larger."""
+    portion: list[Row] = []
+    room = size
+    for row in rows:
+        portion.append(row)
+        room -= row_size(*row)
+        if room <= 0:
+            yield portion
+            portion, room = [], size
+    if portion:
+        yield portion
+
+
 def encode_segment(rows: Iterable[Row]) -> bytes:
-    """The object for `rows`, which must come in ascending order of their keys."""
+    """The object for `rows`, which must come in ascending order of their keys.
+
+    Raises FormatError rather than write one that is larger than readers take.
+    """
     parts: list[bytes] = []
     count = 0
     for key, value in rows:
@@ -41,6 +58,8 @@ def encode_segment(rows: Iterable[Row]) -> bytes:
             parts.append(value)
         count += 1
     raw = b"".join(parts)
+    if len(raw) > RAW_MAX:
+        raise FormatError(f"a metadata segment of {len(raw)} bytes would be larger than the {RAW_MAX} that are allowed")
     return _HEADER.pack(MAGIC, len(raw), count) + compress(raw)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +31,26 @@ class ObjectInfo:
     key: str
     size: int
     age: float
+
+
+@runtime_checkable
+class Describes(Protocol):
+    """A store that can say how it is reached."""
+
+    def credentials_source(self) -> str | None:
+        """Where the credentials were found, in a word; None if there are none. Never the credentials."""
+
+    def clock_ahead(self) -> float | None:
+        """Seconds by which this machine's clock is ahead of the store's, or None if that does not tell. Makes a
+        request, which may be refused. Raises TransientStoreError, StoreError."""
+
+
+@runtime_checkable
+class Prepares(Protocol):
+    """A store whose first request takes longer than the next ones."""
+
+    def prepare(self) -> None:
+        """Do now what the first request does before it is sent. Raises AccessDeniedError, StoreError."""
 
 
 class Store(Protocol):

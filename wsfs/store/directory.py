@@ -22,6 +22,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
+from wsfs.disk import sync_directory
 from wsfs.errors import (
     AccessDeniedError,
     NotFoundError,
@@ -103,7 +104,7 @@ class DirectoryStore:
                 else:
                     with self._locked(fcntl.LOCK_SH):
                         os.rename(temp, path)
-                _fsync_directory(os.path.dirname(path))
+                sync_directory(os.path.dirname(path))
             finally:
                 with suppress(FileNotFoundError):
                     os.unlink(temp)
@@ -211,7 +212,7 @@ class DirectoryStore:
             while step != top:
                 step = os.path.dirname(step)
                 with suppress(PermissionError):  # above the root, where we may be allowed to search only
-                    _fsync_directory(step)
+                    sync_directory(step)
             with self._mutex:
                 self._durable.add(wanted)
 
@@ -325,11 +326,3 @@ def _etag_of_file(fd: int) -> str:
         digest.update(piece)
         offset += len(piece)
     return digest.hexdigest()
-
-
-def _fsync_directory(path: str) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

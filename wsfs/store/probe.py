@@ -25,7 +25,9 @@ from wsfs.errors import (
     UnsafeStoreError,
 )
 from wsfs.store.base import Blob, Store
+from wsfs.store.forked import ForkedStore
 from wsfs.store.retry import RetryingStore, RetryPolicy
+from wsfs.store.sealed import SealedStore
 
 PROBE_KEY = "probe"
 _NO_SUCH_ETAG = "00000000000000000000000000000000"
@@ -176,7 +178,7 @@ def _content(store: Store) -> bytes:
 
 
 def _versions(store: Store) -> NamesVersions | None:
-    while isinstance(store, RetryingStore):
+    while isinstance(store, RetryingStore | SealedStore | ForkedStore):
         store = store.inner
     return store if isinstance(store, NamesVersions) else None
 
@@ -203,6 +205,8 @@ def _adopt_style(store: Store, probe: Blob | None) -> bool:
 
 def _policy(store: Store) -> RetryPolicy:
     """How to repeat the probe's own writes: all are harmless to repeat, but RetryingStore cannot know."""
+    if isinstance(store, SealedStore | ForkedStore):
+        return _policy(store.inner)
     if isinstance(store, RetryingStore):
         return store.policy
     return RetryPolicy(

@@ -40,12 +40,26 @@ class StoreCounts:
     last_error: str | None = None
 
 
+SMALL = 64 * 1024
+"""A request that moves no more than this takes as long as the way to the store and back."""
+
+_NEWEST_SHARE = 0.2
+
+
 class StoreStats:
     """Counters that any thread may add to and read."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._counts = StoreCounts()
+        self.latency: float | None = None
+        """Seconds that small requests took lately."""
+
+    def took(self, seconds: float) -> None:
+        """A small request has been answered."""
+        with self._lock:
+            before = seconds if self.latency is None else self.latency
+            self.latency = before + _NEWEST_SHARE * (seconds - before)
 
     def snapshot(self) -> StoreCounts:
         """All counters at one instant."""
@@ -154,7 +168,11 @@ class RetryingStore:
 
         def once() -> Blob:
             self.stats.add(gets=1)
-            return self.inner.get(key, start, length)
+            began = self.policy.clock()
+            blob = self.inner.get(key, start, length)
+            if len(blob.data) <= SMALL:
+                self.stats.took(self.policy.clock() - began)
+            return blob
 
         blob = self._retried(once)
         self.stats.add(bytes_in=len(blob.data))
@@ -168,7 +186,11 @@ class RetryingStore:
 
         def once() -> str:
             self.stats.add(puts=1)
-            return self.inner.put(key, data, if_match=if_match, if_none_match=if_none_match)
+            began = self.policy.clock()
+            etag = self.inner.put(key, data, if_match=if_match, if_none_match=if_none_match)
+            if len(data) <= SMALL:
+                self.stats.took(self.policy.clock() - began)
+            return etag
 
         if if_match is not None or if_none_match:
             with_condition = dataclasses.replace(self.policy, attempts=1)

@@ -1,8 +1,8 @@
 """S3Store: objects in an S3 bucket, or in anything that speaks its protocol (AWS, OVHcloud, Ceph RGW, MinIO).
 
-The only module that knows boto3. The SDK's retries are off: which requests may be repeated is ours to decide
-(`wsfs.store.retry`), a compare-and-swap among them may not. Credentials come from the SDK's standard chain
-only.
+Beside `kms` the only module that knows the SDK, botocore. Of boto3, which is built on it, nothing is needed here, and
+it takes time at each start. The SDK's retries are off: which requests may be repeated is ours to decide
+(`wsfs.store.retry`), a compare-and-swap among them may not. Credentials come from the SDK's standard chain only.
 """
 
 from __future__ import annotations
@@ -13,25 +13,32 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Any, Literal, TypeVar
+from typing import Any, Final, Literal, TypeVar
 from urllib.parse import urlsplit
 
-import boto3
 import botocore.exceptions
+import botocore.loaders
 import botocore.parsers
+import botocore.session
 import urllib3.exceptions
 from botocore.config import Config
 
 from wsfs import __version__
 from wsfs.errors import AccessDeniedError, StoreError, TransientStoreError, UsageError
 from wsfs.store.base import Blob, ObjectInfo
+from wsfs.store.deadline import Deadlines, Limit, TooSlowError
 from wsfs.store.keys import check_key, check_prefix, check_range, is_key
 from wsfs.store.s3errors import Call, error_for, may_be_renewed
 
 T = TypeVar("T")
 
-AddressingStyle = Literal["auto", "path", "virtual"]
 EtagStyle = Literal["bare", "quoted"]
+
+SLOWEST: Final = 32 << 10
+"""Bytes in a second: a body that moves more slowly is given up."""
+
+_SERVICES: Final = ["s3", "sts", "sso", "sso-oidc", "signin"]
+"""S3, and those that credentials may come from: of a role, of a single sign-on."""
 
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(?:\d+|\*)")
 _NO_CREDENTIALS = (
@@ -44,9 +51,10 @@ _NO_CREDENTIALS = (
     botocore.exceptions.SSOTokenLoadError,
     botocore.exceptions.ProfileNotFound,
 )
+_TOO_SLOW = "no answer in time; check the network, then try again"
 _NETWORK: tuple[tuple[type[Exception], str], ...] = (  # the first that fits names the reason
     (botocore.exceptions.ConnectTimeoutError, "no connection in time; check the network and the endpoint"),
-    (botocore.exceptions.ReadTimeoutError, "no answer in time; check the network, then try again"),
+    (botocore.exceptions.ReadTimeoutError, _TOO_SLOW),
     (botocore.exceptions.SSLError, "TLS failed; check the endpoint and the certificates (AWS_CA_BUNDLE)"),
     (botocore.exceptions.ProxyConnectionError, "the proxy does not answer; check HTTPS_PROXY and HTTP_PROXY"),
     (botocore.exceptions.EndpointConnectionError, "cannot connect; check the network and the endpoint"),
@@ -60,6 +68,7 @@ _NETWORK: tuple[tuple[type[Exception], str], ...] = (  # the first that fits nam
         "the answer is not S3's; check the endpoint, and proxies on the way",
     ),
     (urllib3.exceptions.HTTPError, "the connection failed; check the network, then try again"),
+    (TooSlowError, _TOO_SLOW),
     (OSError, "the connection failed; check the network, then try again"),
 )
 _SDK_ERRORS = (botocore.exceptions.BotoCoreError, *(kind for kind, _ in _NETWORK))
@@ -69,10 +78,11 @@ class S3Store:
     """A store in a bucket, under a prefix. Safe from any thread; calls block on the network.
 
     No request waits longer than `connect_timeout` for a connection, or for the server to take the next bytes of a
-    body (urllib3 uses the same limit for both), and `read_timeout` for the next byte of an answer. More
-    threads than `max_connections` work, but then connections are not kept. `etag_style` is how If-Match names
-    a version: bare is what AWS takes and the only thing Ceph RGW and OVHcloud do; `wsfs.store.probe` sets it
-    to quoted where only that works.
+    body (urllib3 uses the same limit for both), and `read_timeout` for the next byte of an answer. A whole request,
+    with its answer, may take the first and twice the second, and what its bodies take at SLOWEST. More threads than
+    `max_connections` work, but then connections are not kept. `etag_style` is how If-Match names a version: bare is
+    what AWS takes and the only thing Ceph RGW and OVHcloud do; `wsfs.store.probe` sets it to quoted where only that
+    works.
     """
 
     def __init__(
@@ -107,6 +117,8 @@ class S3Store:
             response_checksum_validation="when_required",
             user_agent_extra=f"wsfs/{__version__}",
         )
+        self._patience = connect_timeout + 2 * read_timeout
+        self._deadlines = Deadlines()
         self._mutex = threading.Lock()  # guards the two below
         self._lazy_client: Any = None
         self._closed = False
@@ -116,15 +128,15 @@ class S3Store:
         check_key(key)
         window = check_range(start, length)
         where: dict[str, str] = {"Bucket": self._bucket, "Key": self._prefix + key}
-        with self._mapped("get", key):
+        with self._mapped("get", key) as limit:
             if window is None:
-                return self._get(key, where)
+                return self._get(key, where, limit)
             first, count = window
             if count == 0:
                 return self._head(key, where)  # HTTP has no empty range
             where["Range"] = f"bytes={first}-" if count is None else f"bytes={first}-{first + count - 1}"
             try:
-                return self._get(key, where, first, count)
+                return self._get(key, where, limit, first, count)
             except botocore.exceptions.ClientError as exc:
                 status, code = _status_and_code(exc)
                 if status != 416 and code != "InvalidRange":
@@ -140,7 +152,8 @@ class S3Store:
             conditions["IfMatch"] = f'"{if_match}"' if self.etag_style == "quoted" else if_match
         if if_none_match:
             conditions["IfNoneMatch"] = "*"
-        with self._mapped("put", key, conditional=bool(conditions)):
+        with self._mapped("put", key, conditional=bool(conditions)) as limit:
+            limit.extend(len(data) / SLOWEST)
             where = {"Bucket": self._bucket, "Key": self._prefix + key}
             answer = self._send(lambda client: client.put_object(**where, Body=data, **conditions))
             return self._etag(answer, "put", key)
@@ -168,11 +181,38 @@ class S3Store:
             client, self._lazy_client, self._closed = self._lazy_client, None, True
         if client is not None:
             client.close()
+        self._deadlines.close()
+
+    def prepare(self) -> None:
+        """See `base.Prepares.prepare`."""
+        with self._mapped("get", "credentials"):
+            self._client()
+
+    def credentials_source(self) -> str | None:
+        """See `base.Describes.credentials_source`: the SDK's name for it, such as env or iam-role."""
+        with self._mapped("get", "credentials"):
+            found = _session().get_credentials()
+        return None if found is None else str(found.method)
+
+    def clock_ahead(self) -> float | None:
+        """See `base.Describes.clock_ahead`."""
+        with self._mapped("list", ""):
+            try:
+                answer = self._client().head_bucket(Bucket=self._bucket)
+            except botocore.exceptions.ClientError as exc:  # a refusal has a date as well
+                answer = exc.response
+        there = _date(answer)
+        return None if there is None else (datetime.now(UTC) - there).total_seconds()
 
     # --- requests -------------------------------------------------------------------------------------------
 
-    def _get(self, key: str, where: dict[str, str], first: int = 0, count: int | None = None) -> Blob:
+    def _get(self, key: str, where: dict[str, str], limit: Limit, first: int = 0, count: int | None = None) -> Blob:
         answer = self._send(lambda client: client.get_object(**where))
+        fields = answer["ResponseMetadata"]["HTTPHeaders"]
+        if "content-length" not in fields and "transfer-encoding" not in fields:
+            # Its end would be the connection's, whoever ended that; a head that was cut off looks like this.
+            raise TransientStoreError(f"{self.url}: cannot get {key}: the answer was cut short; try again")
+        limit.extend(answer.get("ContentLength", 0) / SLOWEST)
         with closing(answer["Body"]) as body:
             data: bytes = body.read()  # checks the length against Content-Length
         if "Range" in where:
@@ -197,21 +237,27 @@ class S3Store:
     def _pages(self, prefix: str) -> Iterator[ObjectInfo]:
         with self._mapped("list", prefix):
             paginator = self._client().get_paginator("list_objects_v2")
-            for page in paginator.paginate(Bucket=self._bucket, Prefix=self._prefix + prefix):
-                now = _date(page)
-                for row in page.get("Contents", ()):
-                    key = row["Key"].removeprefix(self._prefix)
-                    if not is_key(key):
-                        continue  # a "folder" that a console made, or somebody else's object
-                    # Without the store's clock everything is new: what asks for ages deletes what is old.
-                    age = 0.0 if now is None else max(0.0, (now - row["LastModified"]).total_seconds())
-                    yield ObjectInfo(key, row["Size"], age)
+            pages = iter(paginator.paginate(Bucket=self._bucket, Prefix=self._prefix + prefix))
+        while True:
+            with self._mapped("list", prefix):  # each page is a request, and what the caller does meanwhile is not
+                page = next(pages, None)
+            if page is None:
+                return
+            now = _date(page)
+            for row in page.get("Contents", ()):
+                key = row["Key"].removeprefix(self._prefix)
+                if not is_key(key):
+                    continue  # a "folder" that a console made, or somebody else's object
+                # Without the store's clock everything is new: what asks for ages deletes what is old.
+                age = 0.0 if now is None else max(0.0, (now - row["LastModified"]).total_seconds())
+                yield ObjectInfo(key, row["Size"], age)
 
     def _etag(self, answer: dict[str, Any], operation: str, key: str) -> str:
-        etag = str(answer.get("ETag", "")).removeprefix("W/").strip('"')
-        if not etag:
+        quoted = str(answer.get("ETag", "")).removeprefix("W/")
+        etag = quoted.strip('"')
+        if not etag or quoted.startswith('"') != quoted.endswith('"'):
             raise TransientStoreError(
-                f"{self.url}: cannot {operation} {key}: the answer carries no ETag; check for proxies on the way"
+                f"{self.url}: cannot {operation} {key}: the answer carries no whole ETag; check for proxies on the way"
             )
         return etag
 
@@ -238,10 +284,10 @@ class S3Store:
             if self._closed:
                 raise StoreError(f"{self.url}: the store is closed")
             if self._lazy_client is None:
-                # A session of our own: the SDK's default one is global, and not safe to use from several
-                # threads.
-                session = boto3.session.Session()
-                self._lazy_client = session.client("s3", endpoint_url=self._endpoint_url, config=self._config)
+                client = _session().create_client("s3", endpoint_url=self._endpoint_url, config=self._config)
+                # The SDK lets nobody say which connections it makes; without this a request has no end.
+                self._deadlines.install(client._endpoint.http_session._pool_classes_by_scheme)
+                self._lazy_client = client
             return self._lazy_client
 
     def _check_open(self) -> None:
@@ -249,11 +295,13 @@ class S3Store:
             raise StoreError(f"{self.url}: the store is closed")
 
     @contextmanager
-    def _mapped(self, operation: str, key: str, *, conditional: bool = False) -> Iterator[None]:
-        """Turn everything that the SDK and the network raise into one of our errors."""
+    def _mapped(self, operation: str, key: str, *, conditional: bool = False) -> Iterator[Limit]:
+        """One request: it ends in time, and everything that the SDK and the network raise becomes one of our errors."""
         call = Call(self.url, self._bucket, operation, key, conditional)
         try:
-            yield
+            self._client()  # making it takes time that no store is to blame for
+            with self._deadlines.limit(self._patience) as limit:
+                yield limit
         except botocore.exceptions.ClientError as exc:
             raise error_for(call, *_status_and_code(exc)) from exc
         except _NO_CREDENTIALS as exc:
@@ -271,6 +319,19 @@ class S3Store:
             ) from exc
         except ValueError as exc:  # how the SDK answers an endpoint or a bucket name that it cannot use
             raise StoreError(f"{call.what}: the SDK cannot use this endpoint or bucket name; check both") from exc
+
+
+def _session() -> Any:
+    """A session of the SDK that is not shared: it is not safe to use from several threads.
+
+    It knows few services. The SDK would look through the directories of some four hundred to learn that there is S3,
+    which takes longer than the first requests of a mount.
+    """
+    session = botocore.session.get_session()
+    loader = botocore.loaders.create_loader(session.get_config_variable("data_path"))
+    loader.list_available_services = lambda _type_name: _SERVICES
+    session.register_component("data_loader", loader)
+    return session
 
 
 def _check_endpoint(endpoint_url: str | None) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 import threading
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from wsfs.errors import UsageError
 from wsfs.store.base import Store
 from wsfs.store.memory import MemoryBucket, MemoryStore
+from wsfs.text import split_url
 
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}")
 
@@ -38,7 +39,7 @@ def open_store(
             bucket, prefix = parse_s3_url(url)
             from wsfs.store.s3 import (
                 S3Store,
-            )  # here, because boto3 takes long to import and file:// needs none of it
+            )  # here, because botocore takes long to import and file:// needs none of it
 
             return S3Store(
                 bucket,
@@ -66,7 +67,7 @@ def parse_s3_url(url: str) -> tuple[str, str]:
 
     Raises UsageError.
     """
-    parts = urlsplit(url)
+    parts = split_url(url)
     if "@" in parts.netloc:
         raise UsageError(
             "the store URL must not contain credentials: put them into AWS_ACCESS_KEY_ID and "
@@ -89,7 +90,7 @@ def parse_s3_url(url: str) -> tuple[str, str]:
 
 def parse_file_url(url: str) -> str:
     """The absolute path of file:///path, percent-decoded. Raises UsageError."""
-    parts = urlsplit(url)
+    parts = split_url(url)
     if "?" in url or "#" in url:
         raise UsageError("a file:// URL has no query and no fragment: write ? as %3F and # as %23")
     if parts.netloc not in ("", "localhost") or not parts.path.startswith("/"):
