@@ -5,19 +5,25 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
-from typing import Any
+from itertools import chain
+from typing import Any, Final
 
 from wsfs.errors import FormatError
+from wsfs.index.journal import Counters
+from wsfs.index.kept import note_of
+from wsfs.index.memtable import Memtable
 from wsfs.index.tables import DELETED, Reader, Writer
-from wsfs.model import FrameLoc, Packed
+from wsfs.model import FrameLoc, Local, Packed
 from wsfs.repo import codec
 from wsfs.repo.codec import table_of
 from wsfs.repo.frame import dump_json, load_json
 from wsfs.repo.manifest import Manifest, SegmentRef
-from wsfs.repo.segment import Row
+from wsfs.repo.segment import Row, decode_segment
 
 _U64 = struct.Struct(">Q")
+_DIRENT: Final = codec.DIRENT[0]
 _COUNTERS = struct.Struct(">QQQ")
+_BLOCKS, _BLOCKS_END = b"pending-blocks", b"pending-blockt"
 _DIGEST_ROW = struct.Struct(">IIIIIIB")
 
 
@@ -44,14 +50,18 @@ class Standing:
 class Pending:
     """A commit that is about to become HEAD: enough to complete it at the next start, if it did.
 
-    `blocks` is a segment with the block rows as the commit holds them.
+    `blocks` are segments with the block rows as the commit holds them.
     """
 
     nonce: str
     generation: int
     standing: Standing
     base: tuple[SegmentRef, ...]
-    blocks: bytes
+    blocks: tuple[bytes, ...]
+
+    def block_rows(self) -> Iterator[Row]:
+        """The rows in `blocks`. Raises FormatError."""
+        return chain.from_iterable(map(decode_segment, self.blocks))
 
 
 def read_standing(reader: Reader) -> Standing | None:
@@ -69,11 +79,12 @@ def read_pending(reader: Reader) -> Pending | None:
         v["generation"],
         _standing_in(v["standing"]),
         tuple(_ref_in(r) for r in v["base"]),
-        reader.lookup(b"meta", b"pending-blocks") or b"",
+        tuple(value for _, value in reader.scan(b"meta", _BLOCKS, _BLOCKS_END)),
     )
 
 
 def write_pending(txn: Writer, pending: Pending) -> None:
+    drop_pending(txn)
     txn.put(
         b"meta",
         b"pending",
@@ -86,12 +97,14 @@ def write_pending(txn: Writer, pending: Pending) -> None:
             }
         ),
     )
-    txn.put(b"meta", b"pending-blocks", pending.blocks)
+    for number, blocks in enumerate(pending.blocks):
+        txn.put(b"meta", _BLOCKS + b"%08d" % number, blocks)
 
 
 def drop_pending(txn: Writer) -> None:
     txn.delete(b"meta", b"pending")
-    txn.delete(b"meta", b"pending-blocks")
+    for key in [key for key, _ in txn.scan(b"meta", _BLOCKS, _BLOCKS_END)]:
+        txn.delete(b"meta", key)
 
 
 def load_parts(reader: Reader) -> list[Partition]:
@@ -114,7 +127,7 @@ def write_partition(txn: Writer, ref: SegmentRef, rows: Iterable[Row]) -> None:
 
 def stand_on(txn: Writer, manifest: Manifest, delta_rows: Iterable[Row]) -> None:
     """Forget all local rows and start from a commit: deltas first, partitions when they are needed."""
-    for table in (b"rows", b"cookies", b"dirty", b"digests", b"parts", b"changed"):
+    for table in (b"rows", b"cookies", b"dirty", b"kept", b"digests", b"parts", b"changed"):
         txn.clear(table)
     drop_pending(txn)
     for key, value in delta_rows:
@@ -131,10 +144,55 @@ def stand_on(txn: Writer, manifest: Manifest, delta_rows: Iterable[Row]) -> None
     put_standing(txn, Standing(manifest.workspace, manifest.seq, manifest.key, manifest.next_id, manifest.deltas))
 
 
+def move_to(
+    txn: Writer,
+    standing: Standing,
+    counters: tuple[int, int, int],
+    base: Iterable[tuple[SegmentRef, bool]],
+    rows: Iterable[Row],
+    in_deltas: Iterable[bytes],
+    *,
+    more: bool,
+) -> list[bytes]:
+    """Stand on another commit without forgetting what it has in common with ours; the keys that are different now.
+
+    `rows` are those that may be; `base` the partitions, each with whether `rows` holds it whole; `in_deltas` the keys
+    in the deltas, or with `more` only in those that came in addition.
+    """
+    different = []
+    for key, value in rows:
+        old = txn.get(key)
+        if old is None and value is None:
+            # It may be in a partition that is not loaded.
+            txn.put(b"rows", key, DELETED)
+            continue
+        if (codec.published(key, old) if old else None) == value:
+            continue
+        different.append(key)
+        if old and table_of(key) == codec.DIRENT:
+            txn.delete(b"cookies", key[:8] + _U64.pack(codec.decode_dirent(old).cookie))
+        txn.put(b"rows", key, DELETED if value is None else value)
+        if value is not None:
+            _index_row(txn, key, value)
+    # Frames that only the old commit leads to may be deleted from now on: no later commit may lead to them.
+    txn.clear(b"digests")
+    if not more:
+        txn.clear(b"changed")
+    for key in in_deltas:
+        txn.put(b"changed", key, b"")
+    loaded = {part.ref for part in load_parts(txn) if part.loaded}
+    txn.clear(b"parts")
+    for ref, whole in base:
+        _put_part(txn, ref, loaded=whole or ref in loaded)
+    txn.put(b"meta", b"counters", _COUNTERS.pack(*counters))
+    put_standing(txn, standing)
+    return different
+
+
 def advance(txn: Writer, pending: Pending, rows: Iterable[Row]) -> None:
     """A commit has become HEAD: what it holds is clean now, unless it has changed again since. Idempotent.
 
-    `rows` are the commit's block rows. A block that was packed stays resident in the overlay.
+    `rows` are the commit's block rows. A block that was packed from the overlay stays resident there.
     """
     for key, value in rows:
         stamp = txn.lookup(b"dirty", key)
@@ -147,8 +205,9 @@ def advance(txn: Writer, pending: Pending, rows: Iterable[Row]) -> None:
         block = codec.decode_block(value)
         if isinstance(block, Packed):
             old = txn.get(key)
-            if old is not None and codec.is_local(old):
-                txn.put(b"rows", key, codec.encode_block(Packed(block.loc, resident=True)))
+            if old is not None and (codec.is_local(old) or codec.is_held(old)):
+                resident = codec.is_local(old)
+                txn.put(b"rows", key, codec.encode_block(Packed(block.loc, resident)))
             txn.put(b"digests", block.loc.digest, _DIGEST_ROW.pack(*block.loc[:7]))
         else:
             txn.put(b"rows", key, value)
@@ -187,10 +246,28 @@ def put_standing(txn: Writer, standing: Standing) -> None:
 
 
 def dirty_rows(reader: Reader, generation: int) -> Iterator[Row]:
-    """Every row that changed up to a generation, in key order, as it is in the reader's view."""
+    """Every row that changed up to a generation, in key order, as it is in the reader's view. One that stays on this
+    machine is as good as gone."""
+    keeps = reader.count(b"kept") > 0
     for key, stamp in reader.scan(b"dirty", b""):
         if _U64.unpack(stamp)[0] <= generation:
-            yield key, reader.get(key) or None
+            kept = keeps and reader.lookup(b"kept", key) is not None
+            yield key, None if kept else reader.get(key) or None
+
+
+def shared_rows(reader: Reader, low: bytes, high: bytes | None) -> Iterator[tuple[bytes, bytes]]:
+    """The rows of a key range but for those that stay on this machine: these are not read, for there may be many, with
+    the data of small files in them."""
+    if not reader.count(b"kept"):
+        yield from reader.scan(b"rows", low, high)
+        return
+    last, kept = b"", False
+    for key in reader.keys(b"rows", low, high):
+        if key[:8] != last:
+            last = key[:8]
+            kept = reader.lookup(b"kept", last + codec.ATTR) is not None
+        if not kept and (table_of(key) != codec.DIRENT or reader.lookup(b"kept", key) is None):
+            yield key, reader.get(key) or DELETED
 
 
 def _index_row(txn: Writer, key: bytes, value: bytes) -> None:
@@ -199,6 +276,8 @@ def _index_row(txn: Writer, key: bytes, value: bytes) -> None:
         txn.put(b"cookies", key[:8] + _U64.pack(codec.decode_dirent(value).cookie), key[9:])
     elif table == codec.BLOCK:
         block = codec.decode_block(value)
+        if isinstance(block, Local) or (isinstance(block, Packed) and block.resident):
+            raise FormatError(f"a block of inode {codec.ino_of(key)} in the bucket is said to be on a machine")
         if isinstance(block, Packed):
             loc = block.loc
             # Only a whole frame can serve another block.
@@ -231,3 +310,36 @@ def _standing_out(s: Standing) -> dict[str, Any]:
 
 def _standing_in(v: dict[str, Any]) -> Standing:
     return Standing(v["workspace"], v["seq"], v["commit"], v["next_id"], tuple(_ref_in(d) for d in v["deltas"]))
+
+
+def write_rows(txn: Writer, table: Memtable, generation: int, *, keep_deleted: bool) -> None:
+    """Write a memtable, and keep the cookies in step with the dirents."""
+    # Sorted by keys alone: to compare pairs takes five times as long.
+    rows = [(key, table.rows[key]) for key in sorted(table.rows)]
+    cookies: list[tuple[bytes, bytes]] = []
+    for key, value in rows:
+        if key[8] == _DIRENT:
+            old = txn.get(key)
+            if old:
+                txn.delete(b"cookies", key[:8] + _U64.pack(codec.decode_dirent(old).cookie))
+            if value:
+                cookies.append((key[:8] + value[codec.COOKIE], key[9:]))
+        if not value and not keep_deleted:
+            txn.delete(b"rows", key)
+    stamp = _U64.pack(generation)
+    cookies.sort()
+    txn.put_all(b"cookies", cookies)
+    txn.put_all(b"rows", rows if keep_deleted else [row for row in rows if row[1]])
+    txn.put_all(b"dirty", [(key, stamp) for key, _ in rows if key not in table.clean])
+    if table.kept or txn.count(b"kept"):
+        for key, value in rows:
+            if key in table.kept:
+                txn.put(b"kept", key, note_of(key, value))
+            else:
+                txn.delete(b"kept", key)
+
+
+def write_counters(txn: Writer, counters: Counters, serial: int, generation: int) -> None:
+    txn.put(b"meta", b"counters", _COUNTERS.pack(*counters))
+    txn.put(b"meta", b"serial", _U64.pack(serial))
+    txn.put(b"meta", b"generation", _U64.pack(generation))

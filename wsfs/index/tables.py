@@ -3,6 +3,8 @@
     rows     key                      -> value      the metadata, with local additions (LOCAL and resident blocks)
     cookies  parent:u64 cookie:u64    -> name       readdir's order; follows from the dirents
     dirty    key                      -> generation what no commit holds yet; an absent row that is dirty was deleted
+    kept     key                      -> note       rows that stay on this machine: a size, whether a name is that of a
+                                                    directory. One that is dirty, too, has to go from the bucket
     digests  digest                   -> location   where a block of this content is already; may be dropped
     parts    start key                -> loaded:u8 JSON   the base partitions of the commit this cache stands on
     changed  key                      -> nothing    what the deltas since the base partitions hold
@@ -14,8 +16,7 @@ Every transaction is durable when it returns (LMDB's defaults), and none is made
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -25,23 +26,25 @@ import lmdb
 from wsfs.errors import CacheError, CacheFullError
 
 DELETED: Final = b""
-_MAP_MAX: Final = 1 << 40
+_MAP_SIZE: Final = 1 << 40
+"""More than an index will ever have, whatever becomes of the disk: address space costs nothing, and a map that cannot
+be full never has to grow under its readers."""
+
 _MAP_MIN: Final = 1 << 30
-_NAMES: Final = (b"rows", b"cookies", b"dirty", b"digests", b"parts", b"changed", b"meta")
+_NAMES: Final = (b"rows", b"cookies", b"dirty", b"digests", b"parts", b"changed", b"meta", b"kept")
 
 
 class Reader:
     """A read transaction: one point in time. Belongs to the thread that made it."""
 
     def __init__(self, env: Any, dbs: dict[bytes, Any]) -> None:
-        self._txn = env.begin(buffers=False)
-        self.dbs = dbs
-        self.rows = dbs[b"rows"]
+        self._begin(env.begin(db=dbs[b"rows"], buffers=False), dbs)
 
-    def get(self, key: bytes) -> bytes | None:
-        """A row; DELETED when it is known to be gone."""
-        found: bytes | None = self._txn.get(key, db=self.rows)
-        return found
+    def _begin(self, txn: Any, dbs: dict[bytes, Any]) -> None:
+        self._txn = txn
+        self.dbs = dbs
+        self.get: Callable[[bytes], bytes | None] = txn.get
+        """A row; DELETED when it is known to be gone. LMDB's own method: each look-up would pay for another call."""
 
     def lookup(self, table: bytes, key: bytes) -> bytes | None:
         found: bytes | None = self._txn.get(key, db=self.dbs[table])
@@ -56,6 +59,15 @@ class Reader:
                     return
                 yield key, value
 
+    def keys(self, table: bytes, low: bytes, high: bytes | None = None) -> Iterator[bytes]:
+        """As `scan`, but without reading the values."""
+        cursor = self._txn.cursor(db=self.dbs[table])
+        if cursor.set_range(low):
+            for key in cursor.iternext(keys=True, values=False):
+                if high is not None and key >= high:
+                    return
+                yield key
+
     def count(self, table: bytes) -> int:
         entries: int = self._txn.stat(self.dbs[table])["entries"]
         return entries
@@ -68,13 +80,15 @@ class Writer(Reader):
     """A write transaction."""
 
     def __init__(self, env: Any, dbs: dict[bytes, Any]) -> None:
-        self._txn = env.begin(write=True, buffers=False)
-        self.dbs = dbs
-        self.rows = dbs[b"rows"]
+        self._begin(env.begin(db=dbs[b"rows"], write=True, buffers=False), dbs)
 
     def put(self, table: bytes, key: bytes, value: bytes, *, overwrite: bool = True) -> bool:
         done: bool = self._txn.put(key, value, db=self.dbs[table], overwrite=overwrite)
         return done
+
+    def put_all(self, table: bytes, rows: list[tuple[bytes, bytes]]) -> None:
+        """Put many at once: in the order of their keys that is much faster than one by one."""
+        self._txn.cursor(db=self.dbs[table]).putmulti(rows)
 
     def delete(self, table: bytes, key: bytes) -> None:
         self._txn.delete(key, db=self.dbs[table])
@@ -91,22 +105,20 @@ class Tables:
 
     def __init__(self, directory: Path) -> None:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        disk = os.statvfs(directory)
-        # As large as the disk: then the disk is full before the map is, and the map never needs to grow.
-        size = min(max(disk.f_blocks * disk.f_frsize, _MAP_MIN), _MAP_MAX)
         try:
-            self._env = self._open(directory, size)
+            self._env = self._open(directory)
             self._dbs = {name: self._env.open_db(name) for name in _NAMES}
         except lmdb.Error as exc:
             raise CacheError(f"the index in {directory} cannot be opened ({exc}): move the directory away") from exc
 
     @staticmethod
-    def _open(directory: Path, size: int) -> Any:
+    def _open(directory: Path) -> Any:
+        size = _MAP_SIZE
         while True:
             try:
                 return lmdb.open(str(directory), map_size=size, max_dbs=len(_NAMES), mode=0o600, max_spare_txns=8)
             except lmdb.MemoryError:
-                # An address-space limit (ulimit -v): take what there is.
+                # An address-space limit (ulimit -v): take what there is. When that is full, a save makes room.
                 if size <= _MAP_MIN:
                     raise
                 size //= 4

@@ -12,34 +12,57 @@ import errno
 import os
 import stat
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Final
+from collections.abc import Callable, Iterable, Iterator
+from typing import Final, NamedTuple, Protocol
 
-from wsfs.data.files import Files
+from wsfs.data.files import Files, without_setid
+from wsfs.errors import FormatError
 from wsfs.index.index import Batch, Index
-from wsfs.model import MARKER_INO, MARKER_NAME, NAME_MAX, ROOT_INO, Dirent, Ino, Inode
+from wsfs.index.journal import HIDE, KEEP, PUT
+from wsfs.model import (
+    MARKER_INO,
+    MARKER_NAME,
+    NAME_MAX,
+    PAST_NAME,
+    ROOT_INO,
+    TYPE_MASK,
+    Dirent,
+    Ino,
+    Inode,
+    new_record,
+)
 from wsfs.repo import codec
+from wsfs.text import printable
+from wsfs.tree.keeping import Keeping, across
+from wsfs.tree.xattrs import Xattrs
 
 SYMLINK_MAX: Final = 4095
 LINK_MAX: Final = 65000
 RENAME_NOREPLACE: Final = 1
 RENAME_EXCHANGE: Final = 2
-XATTR_SIZE_MAX: Final = 64 << 10
-_XATTR_PRESENT: Final = b"="
-"""Before each value: an empty one is then still a row."""
+_CLOCK_REALTIME_COARSE: Final = 5
+_AHEAD_MAX: Final = 10_000_000
+"""From Linux 6.13 on the kernel's time may be ahead of its coarse clock by up to one tick, in nanoseconds."""
 
 
-@dataclass(frozen=True, slots=True)
-class Caller:
+class Credentials(Protocol):
     """Who asks: the user and group that a new file belongs to."""
+
+    @property
+    def uid(self) -> int: ...
+
+    @property
+    def gid(self) -> int: ...
+
+
+class Caller(NamedTuple):
+    """Credentials of somebody who does not come from the kernel."""
 
     uid: int
     gid: int
 
 
-@dataclass(frozen=True, slots=True)
-class Changes:
+class Changes(NamedTuple):
     """What setattr is to change; None leaves a field as it is."""
 
     mode: int | None = None
@@ -51,6 +74,19 @@ class Changes:
     ctime_ns: int | None = None
 
 
+def kernel_time() -> int:
+    """The clock that the kernel stamps files with, in nanoseconds. It moves every few milliseconds.
+
+    Half of all times come from the kernel: those of writes, and of utimes without a time. A finer clock would be ahead
+    of it, and a file would seem older after a change than before.
+    """
+    return time.clock_gettime_ns(_CLOCK_REALTIME_COARSE)
+
+
+def _nothing() -> None:
+    """For a rename that leads from nowhere to nowhere else."""
+
+
 def _error(number: int) -> OSError:
     return OSError(number, os.strerror(number))
 
@@ -58,20 +94,41 @@ def _error(number: int) -> OSError:
 class Namespace:
     """Directories, links and attributes over the index."""
 
-    def __init__(self, index: Index, files: Files, clock: Callable[[], int] = time.time_ns) -> None:
+    def __init__(self, index: Index, files: Files, clock: Callable[[], int] = kernel_time) -> None:
         self._index = index
         self._files = files
         self._clock = clock
+        self._newest = 0
+        self._keeping = Keeping(index, files)
+        self.xattrs = Xattrs(index, self.inode, self._now)
+
+    def now(self) -> int:
+        """The time for a change that somebody else makes."""
+        return self._now()
+
+    def judge(self) -> bool:
+        """Before a commit: decide what is saved from now on. To be called until it is False; see `Keeping.judge`."""
+        return self._keeping.judge()
+
+    def _now(self) -> int:
+        """The time for a change: not before the newest that the kernel has sent."""
+        now = self._clock()
+        return self._newest if now < self._newest < now + _AHEAD_MAX else now
 
     # --- reading --------------------------------------------------------------------------------------------------
 
-    def lookup(self, parent: Ino, name: bytes) -> Inode:
+    def find(self, parent: Ino, name: bytes) -> Inode | None:
+        """What a name leads to, None if there is no such name."""
         if len(name) > NAME_MAX:
             raise _error(errno.ENAMETOOLONG)
-        found = self._index.dirent(parent, name)
+        return self._index.child(parent, name)
+
+    def lookup(self, parent: Ino, name: bytes) -> Inode:
+        """What a name leads to. Raises ENOENT."""
+        found = self.find(parent, name)
         if found is None:
             raise _error(errno.ENOENT)
-        return self.inode(found.ino)
+        return found
 
     def inode(self, ino: Ino) -> Inode:
         found = self._index.inode(ino)
@@ -83,12 +140,17 @@ class Namespace:
         target = self._index.get(codec.symlink_key(ino))
         if target is None:
             raise _error(errno.EINVAL)
+        if len(target) > SYMLINK_MAX or b"\0" in target:
+            raise FormatError(f"the target of the symbolic link {ino} is none that there can be")
         return target
 
     def entries(self, ino: Ino, after: int) -> Iterator[tuple[bytes, int, Inode]]:
         """Name, cookie and attributes of each entry after the one with cookie `after`."""
         for name, dirent in self._index.names(ino, after):
-            yield name, dirent.cookie, self.inode(dirent.ino)
+            inode = self._index.inode(dirent.ino)
+            if inode is None:
+                raise FormatError(f"the name {printable(name)} leads to inode {dirent.ino}, which is missing")
+            yield name, dirent.cookie, inode
 
     def path(self, ino: Ino) -> bytes:
         """A path to an inode, for people; b'?' stands for what cannot be found without waiting."""
@@ -106,36 +168,46 @@ class Namespace:
     # --- making ---------------------------------------------------------------------------------------------------
 
     def make(
-        self, parent: Ino, name: bytes, mode: int, caller: Caller, *, rdev: int = 0, target: bytes | None = None
+        self, parent: Ino, name: bytes, mode: int, caller: Credentials, *, rdev: int = 0, target: bytes | None = None
     ) -> Inode:
         """A new file, directory, device, FIFO, socket or (with `target`) symbolic link."""
+        self._guard_name(parent, name)
         directory = self._for_new_name(parent, name)
         if target is not None and not 0 < len(target) <= SYMLINK_MAX:
             raise _error(errno.ENAMETOOLONG if target else errno.ENOENT)
-        now = self._clock()
+        is_dir = mode & TYPE_MASK == stat.S_IFDIR
+        stays = self._keeping.stays(parent, name, is_dir=is_dir)
+        if not stays:
+            self._index.admit(len(target or b""), new=True)
+        now = self._now()
         gid = caller.gid
-        is_dir = stat.S_ISDIR(mode)
         if directory.mode & stat.S_ISGID:
             gid = directory.gid
             if is_dir:
                 mode |= stat.S_ISGID
         ino = Ino(self._index.new_id())
         size = len(target) if target is not None else 0
-        inode = Inode(ino, mode, caller.uid, gid, 2 if is_dir else 1, rdev, size, now, now, now, parent)
+        nlink = 2 if is_dir else 1
+        inode = new_record(Inode, (ino, mode, caller.uid, gid, nlink, rdev, size, now, now, now, parent))
         batch = Batch()
         batch.files = 1
         batch.bytes = size
+        if stays:
+            batch.keep(ino)
         batch.put_inode(inode)
         if target is not None:
             batch.put(codec.symlink_key(ino), target)
-        self._add_name(batch, directory, name, inode, now, subdirectories=1 if is_dir else 0)
+        self._add_name(batch, directory, name, inode, now, 1 if is_dir else 0, stays=stays)
         self._index.apply(batch)
+        if is_dir:
+            self._keeping.ignore.made(ino, name)
         return inode
 
-    def link(self, ino: Ino, parent: Ino, name: bytes) -> Inode:
-        """Another name for a file."""
+    def link(self, ino: Ino, parent: Ino, name: bytes, *, saved: bool = False) -> Inode:
+        """Another name for a file; `saved`: whatever is ignored, for a save point had it."""
         if ino == MARKER_INO:
             raise _error(errno.EPERM)
+        self._guard_name(parent, name)
         directory = self._for_new_name(parent, name)
         inode = self.inode(ino)
         if inode.is_dir:
@@ -144,11 +216,38 @@ class Namespace:
             raise _error(errno.ENOENT)
         if inode.nlink >= LINK_MAX:
             raise _error(errno.EMLINK)
-        now = self._clock()
+        stays = parent in self._index.kept if saved else self._keeping.stays(parent, name, is_dir=False)
+        if stays != (ino in self._index.kept):
+            raise across()
+        now = self._now()
         inode = inode._replace(nlink=inode.nlink + 1, ctime_ns=now, parent=parent)
         batch = Batch()
         batch.put_inode(inode)
-        self._add_name(batch, directory, name, inode, now)
+        self._add_name(batch, directory, name, inode, now, stays=stays)
+        self._index.apply(batch)
+        return inode
+
+    def adopt(self, parent: Ino, name: bytes, like: Inode, body: Iterable[tuple[bytes, bytes]]) -> Inode:
+        """A new inode like one of an older commit, but for its number: with the attributes of `like`, which has no
+        other name and, if it is a directory, no entries, and with its blocks, link target and extended attributes. It
+        is saved, whatever is ignored; so it cannot lie in a directory that stays on this machine: EXDEV."""
+        self._guard_marker(parent, name)
+        directory = self._for_new_name(parent, name)
+        if parent in self._index.kept:
+            raise across()
+        now = self._now()
+        ino = Ino(self._index.new_id())
+        is_dir = like.is_dir
+        inode = like._replace(
+            ino=ino, nlink=2 if is_dir else 1, size=0 if is_dir else like.size, ctime_ns=now, parent=parent
+        )
+        batch = Batch()
+        batch.files = 1
+        batch.bytes = inode.size
+        batch.put_inode(inode)
+        for key, row in body:
+            batch.put(codec.attr_key(ino)[:8] + key[8:], row)
+        self._add_name(batch, directory, name, inode, now, 1 if is_dir else 0)
         self._index.apply(batch)
         return inode
 
@@ -174,18 +273,23 @@ class Namespace:
 
     def _remove(self, parent: Ino, name: bytes, inode: Inode) -> Ino:
         directory = self.inode(parent)
-        now = self._clock()
+        now = self._now()
         batch = Batch()
         batch.delete(codec.dirent_key(parent, name))
         self._drop_link(batch, inode, now)
-        batch.put_inode(_touched(directory, now, entries=-1, subdirectories=-1 if inode.is_dir else 0))
+        stayed = self._index.kept.has_name(parent, name)
+        gone = 1 if inode.is_dir else 0
+        batch.put_inode(_touched(directory, now, entries=-1, subdirectories=-gone), clean=stayed)
         self._index.apply(batch)
+        self._keeping.renamed((parent, name))
+        self._keeping.lost_name(inode)
         return inode.ino
 
     def _drop_link(self, batch: Batch, inode: Inode, now: int) -> None:
         """One name less; without names the inode is detached until nobody has it open."""
         nlink = 0 if inode.is_dir else inode.nlink - 1
-        inode = inode._replace(nlink=nlink, ctime_ns=now)
+        ino, mode, uid, gid, _, rdev, size, atime, mtime, _, parent = inode
+        inode = new_record(Inode, (ino, mode, uid, gid, nlink, rdev, size, atime, mtime, now, parent))
         if nlink:
             batch.put_inode(inode)
             return
@@ -227,14 +331,32 @@ class Namespace:
                 return None
             _check_replace(source, target)
         self._move(parent, name, source, new_parent, new_name, target)
+        self._keeping.renamed((parent, name), (new_parent, new_name), moved=(source,))
+        if target is not None:
+            self._keeping.lost_name(target)
         return None if target is None else target.ino
 
     def _move(
         self, parent: Ino, name: bytes, source: Inode, new_parent: Ino, new_name: bytes, target: Inode | None
     ) -> None:
         old_dir, new_dir = self.inode(parent), self.inode(new_parent)
-        now = self._clock()
+        stayed = source.ino in self._index.kept
+        stays = self._keeping.stays(new_parent, new_name, is_dir=source.is_dir, target=target)
+        now = self._now()
         batch = Batch()
+        begin = finish = _nothing
+        flag = KEEP if stays else PUT
+        source = _moved(source, now, new_parent)
+        if stayed == stays:
+            batch.put_inode(source)
+        elif stays:
+            begin = self._keeping.hide(batch, source)
+        elif source.is_dir or source.nlink > 1:
+            # Its entries, or its other names, have to be looked at.
+            flag = KEEP if target is None or target.ino in self._index.kept else HIDE
+            batch.put_inode(source)
+        else:
+            finish = self._keeping.show(batch, source)
         moved = 1 if source.is_dir else 0
         replaced = target is not None
         lost = 1 if target is not None and target.is_dir else 0
@@ -243,70 +365,82 @@ class Namespace:
             # The new content may not be on disk yet, and the old one is about to go.
             self._index.guard_data(source.ino)
         batch.delete(codec.dirent_key(parent, name))
-        dirent = Dirent(source.ino, stat.S_IFMT(source.mode) >> 12, self._index.new_id())
-        batch.put_dirent(new_parent, new_name, dirent)
-        batch.put_inode(source._replace(ctime_ns=now, parent=new_parent))
+        dirent = new_record(Dirent, (source.ino, (source.mode & TYPE_MASK) >> 12, self._index.new_id()))
+        batch.put_dirent(new_parent, new_name, dirent, flag)
         if parent == new_parent:
-            batch.put_inode(_touched(old_dir, now, entries=-1 if replaced else 0, subdirectories=-lost))
+            touched = _touched(old_dir, now, entries=-1 if replaced else 0, subdirectories=-lost)
+            batch.put_inode(touched, clean=stayed and stays)
         else:
-            batch.put_inode(_touched(old_dir, now, entries=-1, subdirectories=-moved))
-            batch.put_inode(_touched(new_dir, now, entries=0 if replaced else 1, subdirectories=moved - lost))
+            batch.put_inode(_touched(old_dir, now, entries=-1, subdirectories=-moved), clean=stayed)
+            touched = _touched(new_dir, now, entries=0 if replaced else 1, subdirectories=moved - lost)
+            batch.put_inode(touched, clean=stays)
+        begin()
         self._index.apply(batch)
+        finish()
+        if flag != PUT and not stays:
+            self._keeping.later(new_parent, new_name)
 
     def _exchange(
         self, parent: Ino, name: bytes, source: Inode, new_parent: Ino, new_name: bytes, target: Inode
     ) -> None:
         if source.ino == target.ino:
             return
+        stay = source.ino in self._index.kept
+        if stay != (target.ino in self._index.kept):
+            raise across()
         old_dir, new_dir = self.inode(parent), self.inode(new_parent)
-        now = self._clock()
+        now = self._now()
         batch = Batch()
         for directory, at, inode in ((new_parent, new_name, source), (parent, name, target)):
             dirent = Dirent(inode.ino, stat.S_IFMT(inode.mode) >> 12, self._index.new_id())
-            batch.put_dirent(directory, at, dirent)
-            batch.put_inode(inode._replace(ctime_ns=now, parent=directory))
+            batch.put_dirent(directory, at, dirent, KEEP if stay else PUT)
+            batch.put_inode(_moved(inode, now, directory))
         gain = int(source.is_dir) - int(target.is_dir)
         if parent == new_parent:
-            batch.put_inode(_touched(old_dir, now))
+            batch.put_inode(_touched(old_dir, now), clean=stay)
         else:
-            batch.put_inode(_touched(old_dir, now, subdirectories=-gain))
-            batch.put_inode(_touched(new_dir, now, subdirectories=gain))
+            batch.put_inode(_touched(old_dir, now, subdirectories=-gain), clean=stay)
+            batch.put_inode(_touched(new_dir, now, subdirectories=gain), clean=stay)
         self._index.apply(batch)
+        self._keeping.renamed((parent, name), (new_parent, new_name), moved=(source, target))
 
     # --- attributes -----------------------------------------------------------------------------------------------
 
-    def setattr(self, ino: Ino, changes: Changes, caller: Caller) -> Inode:
+    def setattr(self, ino: Ino, changes: Changes, caller: Credentials) -> Inode:
         """Change attributes; a change of size changes the content too."""
         if ino == MARKER_INO:
             raise _error(errno.EPERM)
         inode = self.inode(ino)
-        now = self._clock()
+        new_mode, new_uid, new_gid, new_size, new_atime, new_mtime, new_ctime = changes
+        if new_ctime is not None and new_ctime > self._newest:
+            self._newest = new_ctime
+        now = self._now()
         batch = Batch()
         finish: Callable[[], None] | None = None
-        # The kernel then leaves the times as they are, and goes on showing them.
-        same_size = changes == Changes(size=inode.size)
-        if changes.size is not None:
+        _, mode, uid, gid, nlink, rdev, size, atime, mtime, ctime, parent = inode
+        if new_size is not None:
             if not inode.is_file:
                 raise _error(errno.EISDIR if inode.is_dir else errno.EINVAL)
-            if changes.size != inode.size:
-                inode, finish = self._files.truncate(inode, changes.size, batch)
-                inode = inode._replace(mtime_ns=now)
-            if caller.uid != 0 and changes.mode is None:
-                inode = inode._replace(mode=_without_setid(inode.mode))
-        if changes.mode is not None:
-            inode = inode._replace(mode=stat.S_IFMT(inode.mode) | stat.S_IMODE(changes.mode))
-        if changes.uid is not None or changes.gid is not None:
-            uid = inode.uid if changes.uid is None else changes.uid
-            gid = inode.gid if changes.gid is None else changes.gid
-            inode = inode._replace(uid=uid, gid=gid)
-            if changes.mode is None and not inode.is_dir:
-                inode = inode._replace(mode=_without_setid(inode.mode))
-        if changes.atime_ns is not None:
-            inode = inode._replace(atime_ns=changes.atime_ns)
-        if changes.mtime_ns is not None:
-            inode = inode._replace(mtime_ns=changes.mtime_ns)
-        if not same_size:
-            inode = inode._replace(ctime_ns=now if changes.ctime_ns is None else changes.ctime_ns)
+            if new_size != size:
+                finish = self._files.truncate(inode, new_size, batch)
+                size, mtime = new_size, now
+            if caller.uid != 0 and new_mode is None:
+                mode = without_setid(mode)
+        if new_mode is not None:
+            mode = mode & TYPE_MASK | new_mode & 0o7777
+        if new_uid is not None or new_gid is not None:
+            uid = uid if new_uid is None else new_uid
+            gid = gid if new_gid is None else new_gid
+            if new_mode is None and not inode.is_dir:
+                mode = without_setid(mode)
+        if new_atime is not None:
+            atime = new_atime
+        if new_mtime is not None:
+            mtime = new_mtime
+        # With a size that stays the same the kernel leaves the times as they are, and goes on showing them.
+        if finish is not None or changes != (None, None, None, size, None, None, None):
+            ctime = now if new_ctime is None else new_ctime
+        inode = new_record(Inode, (ino, mode, uid, gid, nlink, rdev, size, atime, mtime, ctime, parent))
         batch.put_inode(inode)
         self._index.apply(batch)
         if finish is not None:
@@ -319,57 +453,22 @@ class Namespace:
             raise _error(errno.EPERM)
         return self.inode(ino)
 
-    # --- extended attributes --------------------------------------------------------------------------------------
-
-    def getxattr(self, ino: Ino, name: bytes) -> bytes:
-        row = self._index.get(codec.xattr_key(ino, name))
-        if row is None:
-            raise _error(errno.ENODATA)
-        return row[1:]
-
-    def listxattr(self, ino: Ino) -> list[bytes]:
-        self.inode(ino)
-        return [key[9:] for key, _ in self._index.scan(ino, codec.XATTR)]
-
-    @staticmethod
-    def check_xattr(ino: Ino, name: bytes, *, supported: bool) -> None:
-        """Whether this extended attribute of an inode can be changed at all."""
-        if ino == MARKER_INO:
-            raise _error(errno.EPERM)
-        # An access control list that is kept, but that nobody obeys, would be worse than none.
-        if not supported or name.startswith(b"system.posix_acl_"):
-            raise _error(errno.ENOTSUP)
-
-    def setxattr(self, ino: Ino, name: bytes, value: bytes) -> None:
-        self.check_xattr(ino, name, supported=True)
-        inode = self.inode(ino)
-        if len(name) > NAME_MAX:
-            raise _error(errno.ERANGE)
-        if len(value) > XATTR_SIZE_MAX:
-            raise _error(errno.E2BIG)
-        batch = Batch()
-        batch.put(codec.xattr_key(ino, name), _XATTR_PRESENT + value)
-        batch.put_inode(inode._replace(ctime_ns=self._clock()))
-        self._index.apply(batch)
-
-    def removexattr(self, ino: Ino, name: bytes) -> None:
-        self.check_xattr(ino, name, supported=True)
-        self.getxattr(ino, name)
-        batch = Batch()
-        batch.delete(codec.xattr_key(ino, name))
-        batch.put_inode(self.inode(ino)._replace(ctime_ns=self._clock()))
-        self._index.apply(batch)
-
     # --- helpers --------------------------------------------------------------------------------------------------
 
     @staticmethod
-    def _guard_name(parent: Ino, name: bytes) -> None:
+    def _guard_marker(parent: Ino, name: bytes) -> None:
         """Nothing happens to the marker: without it a workspace could not be started again."""
         if parent == ROOT_INO and name == MARKER_NAME:
             raise _error(errno.EPERM)
 
+    def _guard_name(self, parent: Ino, name: bytes) -> None:
+        """What programs may do to a name: nothing to the marker, and nothing to what leads to the save points."""
+        if parent == ROOT_INO:
+            self._guard_marker(parent, name)
+            if name == PAST_NAME and self._index.dirent(parent, name) is None:
+                raise _error(errno.EROFS)
+
     def _for_new_name(self, parent: Ino, name: bytes) -> Inode:
-        self._guard_name(parent, name)
         if len(name) > NAME_MAX:
             raise _error(errno.ENAMETOOLONG)
         directory = self.inode(parent)
@@ -380,18 +479,35 @@ class Namespace:
         return directory
 
     def _add_name(
-        self, batch: Batch, directory: Inode, name: bytes, inode: Inode, now: int, subdirectories: int = 0
+        self,
+        batch: Batch,
+        directory: Inode,
+        name: bytes,
+        inode: Inode,
+        now: int,
+        subdirectories: int = 0,
+        *,
+        stays: bool = False,
     ) -> None:
-        dirent = Dirent(inode.ino, stat.S_IFMT(inode.mode) >> 12, self._index.new_id())
-        batch.put_dirent(directory.ino, name, dirent)
-        batch.put_inode(_touched(directory, now, entries=1, subdirectories=subdirectories))
+        dirent = new_record(Dirent, (inode.ino, (inode.mode & TYPE_MASK) >> 12, self._index.new_id()))
+        batch.put_dirent(directory.ino, name, dirent, KEEP if stays else PUT)
+        batch.put_inode(_touched(directory, now, 1, subdirectories), clean=stays)
+        if directory.ino == ROOT_INO:  # where the file is that says what is ignored
+            self._keeping.ignore.renamed(ROOT_INO, name)
 
 
 def _touched(directory: Inode, now: int, entries: int = 0, subdirectories: int = 0) -> Inode:
     """A directory after its entries have changed."""
-    return directory._replace(
-        size=directory.size + entries, nlink=directory.nlink + subdirectories, mtime_ns=now, ctime_ns=now
+    ino, mode, uid, gid, nlink, rdev, size, atime, _mtime, _ctime, parent = directory
+    return new_record(
+        Inode, (ino, mode, uid, gid, nlink + subdirectories, rdev, size + entries, atime, now, now, parent)
     )
+
+
+def _moved(inode: Inode, now: int, parent: Ino) -> Inode:
+    """What has another name."""
+    ino, mode, uid, gid, nlink, rdev, size, atime, mtime, _ctime, _parent = inode
+    return new_record(Inode, (ino, mode, uid, gid, nlink, rdev, size, atime, mtime, now, parent))
 
 
 def _check_replace(source: Inode, target: Inode) -> None:
@@ -402,9 +518,3 @@ def _check_replace(source: Inode, target: Inode) -> None:
             raise _error(errno.ENOTEMPTY)
     elif source.is_dir:
         raise _error(errno.ENOTDIR)
-
-
-def _without_setid(mode: int) -> int:
-    """As chown(2) and write(2) leave it: no set-user-ID, and no set-group-ID where that means execution."""
-    mode &= ~stat.S_ISUID
-    return mode & ~stat.S_ISGID if mode & stat.S_IXGRP else mode

@@ -25,18 +25,51 @@ class Paths:
         self._index = index
         self._have = have or Have()
         self._names: dict[int, dict[int, bytes]] = {}
+        self._found: dict[int, int] | None = None
 
     def of(self, ino: int) -> bytes | None:
-        """A path from the top, without a slash at its beginning; None for what has no name any more."""
+        """A path from the top, without a slash at its beginning; None for what has no name any more, or, in a damaged
+        workspace, cannot be reached from the top."""
         parts: list[bytes] = []
+        seen: set[int] = set()
         while ino != ROOT_INO:
+            if ino in seen:
+                return None
+            seen.add(ino)
             inode = self._have(lambda at=ino: self._index.inode(at))  # type: ignore[misc]
-            name = None if inode is None else self._names_in(inode.parent).get(ino)
-            if inode is None or name is None:
+            if inode is None or inode.nlink == 0:
+                return None
+            parent: int | None = inode.parent
+            name = self._names_in(inode.parent).get(ino)
+            if name is None and not inode.is_dir:
+                # It has lost the name that was made last: others may be anywhere.
+                parent = self._search(ino)
+                name = None if parent is None else self._names_in(parent).get(ino)
+            if parent is None or name is None:
                 return None
             parts.append(name)
-            ino = inode.parent
+            ino = parent
         return b"/".join(reversed(parts))
+
+    def _search(self, ino: int) -> int | None:
+        """A directory where a file has a name. Looks through all of them, once."""
+        if self._found is None:
+            found: dict[int, int] = {}
+            pending: list[int] = [ROOT_INO]
+            seen = {int(ROOT_INO)}
+            while pending:
+                directory = pending.pop()
+                for child in self._names_in(directory):
+                    inode = self._have(lambda at=child: self._index.inode(at))  # type: ignore[misc]
+                    if inode is None or child in seen:
+                        continue
+                    if inode.is_dir:
+                        seen.add(child)
+                        pending.append(child)
+                    else:
+                        found[child] = directory
+            self._found = found
+        return self._found.get(ino)
 
     def _names_in(self, directory: int) -> dict[int, bytes]:
         found = self._names.get(directory)
