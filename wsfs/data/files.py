@@ -6,20 +6,30 @@ Synchronous, and called by the owner thread only. What is not local raises NeedR
 from __future__ import annotations
 
 import errno
+import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from wsfs.data.overlay import Overlay
 from wsfs.data.packcache import PackCache
 from wsfs.errors import CacheError, NeedRemote
 from wsfs.index.index import Batch, Index
-from wsfs.model import BLOCK_SIZE, LOCAL, Block, Inline, Ino, Inode, Local, Packed, blocks_of
+from wsfs.index.quota import SMALL
+from wsfs.model import BLOCK_SIZE, HELD_MAX, LOCAL, Block, Inline, Ino, Inode, Local, Packed, blocks_of, new_record
 from wsfs.repo import codec
 
 MAX_FILE_SIZE: Final = BLOCK_SIZE * (1 << 32)
 _LAST_BLOCK: Final = (1 << 32) - 1
 _SETID: Final = stat.S_ISUID | stat.S_ISGID
+_ALLOCATED_MIN: Final = 4096
+_COUNTED_FILES: Final = 4096
+
+
+def without_setid(mode: int) -> int:
+    """As chown(2) and write(2) leave it: no set-user-ID, and no set-group-ID where that means execution."""
+    mode &= ~stat.S_ISUID
+    return mode & ~stat.S_ISGID if mode & stat.S_IXGRP else mode
 
 
 def _nothing() -> None:
@@ -33,6 +43,8 @@ class Files:
         self._index = index
         self._overlay = overlay
         self._packs = packs
+        self._counts: dict[int, int] = {}
+        """How many blocks of a large file are no holes, for the files that were asked about last."""
         overlay.serial = lambda: index.serial
         index.after_durable = overlay.reap
 
@@ -58,6 +70,29 @@ class Files:
             raise NeedRemote(needed)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
+    def allocated(self, inode: Inode) -> int:
+        """How many bytes a file has without its holes, which are found by the block. Does not wait: all counts as data
+        where the rows are not here yet.
+
+        At least a page if it has a size: archivers take a file without any blocks for one without data, and do not read
+        it, while the kernel may hold pages that it has not sent yet.
+        """
+        ino, size = inode.ino, inode.size
+        if size <= BLOCK_SIZE or not inode.is_file:
+            return size
+        blocks = self._counts.get(ino)
+        try:
+            if blocks is None:
+                blocks = self._index.count(ino, codec.BLOCK)
+                if len(self._counts) >= _COUNTED_FILES:
+                    self._counts.clear()
+                self._counts[ino] = blocks
+            last = blocks_of(size) - 1
+            beyond = (last + 1) * BLOCK_SIZE - size if self._index.block(ino, last) is not None else 0
+        except NeedRemote:
+            return size
+        return max(blocks * BLOCK_SIZE - beyond, _ALLOCATED_MIN)
+
     def _read_block(self, ino: Ino, index: int, start: int, length: int) -> bytes:
         block = self._index.block(ino, index)
         if block is None:
@@ -79,43 +114,63 @@ class Files:
 
         Times are not touched: with the writeback cache the kernel keeps them, and sends them by setattr.
         """
-        inode = self._index.inode(ino)
+        index, overlay = self._index, self._overlay
+        inode = index.inode(ino)
         if inode is None:
             raise OSError(errno.ENOENT, "no such inode")
+        _, mode, uid, gid, nlink, rdev, size, atime, mtime, ctime, parent = inode
         end = offset + len(data)
         if end > MAX_FILE_SIZE:
             raise OSError(errno.EFBIG, "file too large")
-        index, overlay = self._index, self._overlay
-        before, after = Batch(), Batch()
+        if end > size and nlink and ino not in index.kept.sizes:
+            index.admit(end - size, small=end <= SMALL)
+        before: Batch | None = None
+        after = Batch()
         begin: list[tuple[int, bytes]] = []
+        held = False
+        filled = 0
         for number in range(offset // BLOCK_SIZE, blocks_of(end)):
             dirty = overlay.dirty.get(ino)
             if dirty is not None and number in dirty:
                 continue  # the common case: this generation has written to it before
-            block = index.block(ino, number)
-            local_row = (codec.block_key(ino, number), codec.encode_block(LOCAL))
+            # Beyond the end there are none: the first write of a file need not look for it.
+            block = index.block(ino, number) if number * BLOCK_SIZE < size else None
+            key = codec.block_key(ino, number)
             if self._in_overlay(ino, block):
                 # Its bytes change in place: the row must say so before they do, or a crash between the two would
                 # leave other bytes here than in the bucket.
-                before.put(*local_row)
+                before = before or Batch()
+                before.put(key, codec.encode_block(LOCAL))
             else:
                 covered = block is None or self._covers(inode, number, offset, end)
+                if covered and len(data) <= HELD_MAX and offset == number * BLOCK_SIZE:
+                    # A small file: its bytes go with its row, and need no file of their own.
+                    after.put(key, codec.encode_inline(data))
+                    held = True
+                    filled += block is None
+                    continue
                 begin.append((number, b"" if covered else self._content(block)))
-                after.put(*local_row)
+                after.put(key, codec.encode_block(LOCAL))
             if block is not None:
                 index.guard_data(ino)
-        if begin and inode.size > BLOCK_SIZE and not overlay.has(ino):
+            else:
+                filled += 1
+        if begin and size > BLOCK_SIZE and not overlay.has(ino):
             self._forget_residents(ino)
-        self._change(ino, before)
-        mode = inode.mode & ~_SETID if inode.mode & _SETID else inode.mode
-        if end > inode.size or mode != inode.mode:
-            after.bytes = max(end - inode.size, 0)
-            after.put_inode(inode._replace(size=max(end, inode.size), mode=mode))
+        if before is not None:
+            self._change(ino, before)
+        new_mode = without_setid(mode) if mode & _SETID else mode
+        if end > size or new_mode != mode:
+            new_size = end if end > size else size
+            after.bytes = new_size - size
+            fields = (ino, new_mode, uid, gid, nlink, rdev, new_size, atime, mtime, ctime, parent)
+            after.put_inode(new_record(Inode, fields))
         try:
             for number, content in begin:
                 overlay.preserve(ino, number)
                 overlay.begin(ino, number, content)
-            overlay.write(ino, offset, data)
+            if not held:
+                overlay.write(ino, offset, data)
             if after.ops:
                 index.apply(after)
         except CacheError:
@@ -125,12 +180,12 @@ class Files:
         # Only now: a block that counts as dirty is never journalled again in this generation.
         for number, _ in begin:
             overlay.mark(ino, number)
+        if ino in self._counts:
+            self._counts[ino] += filled
         return len(data)
 
     def _change(self, ino: Ino, batch: Batch) -> None:
         """Keep what a commit needs of the blocks in `batch`, journal that they are LOCAL, and count them as dirty."""
-        if not batch.ops:
-            return
         numbers = [codec.block_index(key) for _flag, key, _value in batch.ops]
         for number in numbers:
             self._overlay.preserve(ino, number)
@@ -159,18 +214,20 @@ class Files:
         start = index * BLOCK_SIZE
         return offset <= start and end >= min(start + BLOCK_SIZE, inode.size)
 
-    def truncate(self, inode: Inode, size: int, batch: Batch) -> tuple[Inode, Callable[[], None]]:
-        """The inode with another size, and what to do once `batch`, which gets the changes to its blocks, is applied.
+    def truncate(self, inode: Inode, size: int, batch: Batch) -> Callable[[], None]:
+        """An inode gets another size: what to do once `batch`, which gets the changes to its blocks, is applied.
 
         The caller puts the inode. Raises EFBIG, CacheError.
         """
         if size > MAX_FILE_SIZE:
             raise OSError(errno.EFBIG, "file too large")
+        if size > inode.size and inode.nlink and inode.ino not in self._index.kept:
+            self._index.admit(size - inode.size, small=size <= SMALL)
         batch.bytes += size - inode.size
-        resized = inode._replace(size=size)
         if size >= inode.size:
-            return resized, _nothing
+            return _nothing
         ino = inode.ino
+        self._counts.pop(ino, None)
         keep, rest = divmod(size, BLOCK_SIZE)
         first_gone = keep + (1 if rest else 0)
         if first_gone <= _LAST_BLOCK:
@@ -186,7 +243,7 @@ class Files:
             if cut_local:
                 self._overlay.mark(ino, keep)
 
-        return resized, after
+        return after
 
     def _cut_block(self, ino: Ino, number: int, length: int, batch: Batch) -> bool:
         """Keep only the first `length` bytes of a block. True if that changes a LOCAL block."""
@@ -201,15 +258,73 @@ class Files:
             return True
         return False
 
+    def bring(self, ino: Ino, batch: Batch, room: int) -> tuple[int, Callable[[], None]]:
+        """Let `batch` have all data of a file here, and in no pack: what remains of `room`, the bytes that may be read
+        for that, and what to do before `batch` is applied. Raises NeedRemote; EXDEV when it takes more."""
+        begin: list[tuple[int, bytes]] = []
+        needed: dict[object, object] = {}
+        for key, row in self._index.scan(ino, codec.BLOCK):
+            block = codec.decode_block(row)
+            if self._in_overlay(ino, block):
+                batch.put(key, codec.encode_block(LOCAL))
+                continue
+            if isinstance(block, Inline):
+                batch.put(key, row)
+                continue
+            assert isinstance(block, Packed)
+            room -= block.loc.length
+            if room < 0:
+                raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+            try:
+                data = self._content(block)
+            except NeedRemote as need:
+                needed.update(need.fetches)
+                continue
+            small = len(data) <= HELD_MAX
+            batch.put(key, codec.encode_block(Inline(data) if small else LOCAL))
+            if not small:
+                begin.append((codec.block_index(key), data))
+        if needed:
+            raise NeedRemote(needed)
+        self._index.guard_data(ino)
+
+        def write() -> None:
+            for number, data in begin:
+                self._overlay.preserve(ino, number)
+                self._overlay.begin(ino, number, data)
+
+        return room, write
+
+    def share(self, ino: Ino, batch: Batch) -> Callable[[], None]:
+        """Put all blocks of a file into `batch`, and what to do once it is applied. Raises NeedRemote."""
+        local = []
+        for key, row in self._index.scan(ino, codec.BLOCK):
+            batch.put(key, row)
+            if codec.is_local(row):
+                local.append(codec.block_index(key))
+
+        def mark() -> None:
+            for number in local:
+                self._overlay.mark(ino, number)
+
+        return mark
+
     def discard(self, ino: Ino) -> None:
         """An inode is gone: remove what the overlay has of it."""
         self._overlay.drop(ino)
 
-    def unsaved_bytes(self) -> int:
-        """About how many bytes are not in the bucket yet."""
+    def replaced(self, inodes: Iterable[int], here: Iterable[int]) -> None:
+        """On a read-only mount: `inodes` have other rows now, and those `here` have old bytes in the overlay."""
+        for ino in inodes:
+            self._counts.pop(ino, None)
+        for ino in here:
+            self._overlay.drop(Ino(ino))
+
+    def unsaved_bytes(self, *, committing: bool = False) -> int:
+        """About how many bytes are not in the bucket yet; those of a commit under way only with `committing`."""
         total = 0
-        for ino, blocks in self._overlay.unsaved().items():
-            inode = self._index.inode(ino)
+        for ino, blocks in self._overlay.unsaved(committing=committing).items():
+            inode = self._index.inode(ino) if ino not in self._index.kept else None
             if inode is not None:
                 total += sum(min(BLOCK_SIZE, max(inode.size - index * BLOCK_SIZE, 0)) for index in blocks)
-        return total
+        return total + self._index.held_bytes

@@ -8,16 +8,18 @@ Threads: the owner (the FUSE thread) calls everything but what says "any thread"
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
 import shutil
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Container, Iterable
 from pathlib import Path
 from typing import Final
 
+from wsfs.disk import sync_directory
 from wsfs.errors import CacheError, CacheFullError
 from wsfs.model import BLOCK_SIZE
 
@@ -38,8 +40,9 @@ class Overlay:
         shutil.rmtree(self._copies, ignore_errors=True)
         for path in (self._files, self._copies):
             path.mkdir(mode=0o700, exist_ok=True)
-        for shard in range(256):
-            (self._files / f"{shard:02x}").mkdir(mode=0o700, exist_ok=True)
+        self._shards = [f"{self._files}/{shard:02x}" for shard in range(256)]
+        for shard in self._shards:
+            os.makedirs(shard, mode=0o700, exist_ok=True)
         self._fds: OrderedDict[int, int] = OrderedDict()
         self._lock = threading.Lock()
         self.dirty: dict[int, set[int]] = {}
@@ -105,6 +108,16 @@ class Overlay:
         """Whether there is an overlay file at all."""
         return self._fd(ino) is not None
 
+    def is_whole(self, ino: int, start: int, end: int) -> bool:
+        """Whether its overlay file has bytes from `start` to `end`, without a hole; as far as its file system tells."""
+        fd = self._fd(ino)
+        if fd is None:
+            return False
+        try:
+            return os.fstat(fd).st_size >= end and os.lseek(fd, start, os.SEEK_HOLE) >= end
+        except OSError as exc:
+            raise _disk_error(exc) from exc
+
     def drop(self, ino: int) -> None:
         """An inode's data here is not needed any more: `reap` removes it, once a power loss cannot bring back rows that
         speak of it, and the commit that may still need it has ended."""
@@ -121,7 +134,7 @@ class Overlay:
             if serial > self._durable:
                 self._doomed[ino] = serial
             else:
-                self._path(ino).unlink(missing_ok=True)
+                _remove(self._path(ino))
 
     def reap(self, durable: int) -> None:
         """Any thread: the journal is durable up to this record."""
@@ -129,7 +142,7 @@ class Overlay:
             self._durable = max(self._durable, durable)
             for ino in [ino for ino, serial in self._doomed.items() if serial <= durable]:
                 del self._doomed[ino]
-                self._path(ino).unlink(missing_ok=True)
+                _remove(self._path(ino))
 
     # --- commits --------------------------------------------------------------------------------------------------
 
@@ -156,9 +169,10 @@ class Overlay:
                 else:
                     del table[ino]
 
-    def unsaved(self) -> dict[int, set[int]]:
-        """The blocks, by inode, that no commit is known to hold, but for those of a commit that is under way."""
-        return _merged(self.dirty, self._left)
+    def unsaved(self, *, committing: bool = False) -> dict[int, set[int]]:
+        """The blocks, by inode, that no commit is known to hold. Those of a commit that is under way only with
+        `committing`."""
+        return _merged(self.dirty, self._left, self._begun if committing else {})
 
     def is_unsaved(self, ino: int) -> bool:
         """Whether `unsaved` has blocks of this inode."""
@@ -197,42 +211,47 @@ class Overlay:
             if index >= first:
                 self.preserve(ino, index)
 
-    def freeze(self) -> None:
-        """A commit begins: what is dirty now belongs to it."""
+    def freeze(self, kept: Container[int] = ()) -> None:
+        """A commit begins: what is dirty now belongs to it, but for the inodes that it never holds."""
         assert not self._committing
         self._committing = True
-        self._begun = self.unsaved()
+        self._begun = {ino: blocks for ino, blocks in self.unsaved().items() if ino not in kept}
         self._frozen = _merged(self._begun)
         self.dirty, self._left = {}, {}
 
     def capture(self, ino: int, index: int, length: int) -> bytes:
         """Any thread: the bytes of a block as they were at `freeze`. Raises CacheError."""
+        data = None if self._is_copied(ino, index) else self._capture(self._path(ino), index, length)
         with self._lock:
-            copied = index in self._copied.get(ino, ())
-            path = self._copy_path(ino) if copied else self._path(ino)
-            try:
-                fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            except FileNotFoundError:
-                if not path.parent.is_dir():
-                    raise CacheError(
-                        "the cache directory was deleted while it was in use: what it held is lost"
-                    ) from None
-                data = b""
-            except OSError as exc:
-                raise _disk_error(exc) from exc
+            # Whoever was about to change it while it was read has kept a copy first, under this lock.
+            if not self._is_copied(ino, index):
+                # From now on it may change without a copy: this commit has what it needs.
+                self._frozen.get(ino, set()).discard(index)
             else:
-                try:
-                    data = os.pread(fd, length, index * BLOCK_SIZE)
-                except OSError as exc:
-                    raise _disk_error(exc) from exc
-                finally:
-                    os.close(fd)
-            if not copied:
-                blocks = self._frozen.get(ino)
-                if blocks is not None:
-                    blocks.discard(index)
-                # The copy is for a commit that is tried again: this one has what it needs.
+                data = None
+        if data is None:
+            data = self._capture(self._copy_path(ino), index, length)
         return data if len(data) == length else data + bytes(length - len(data))
+
+    def _is_copied(self, ino: int, index: int) -> bool:
+        return index in self._copied.get(ino, ())
+
+    @staticmethod
+    def _capture(path: str, index: int, length: int) -> bytes:
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            if not os.path.isdir(os.path.dirname(path)):
+                raise CacheError("the cache directory was deleted while it was in use: what it held is lost") from None
+            return b""
+        except OSError as exc:
+            raise _disk_error(exc) from exc
+        try:
+            return os.pread(fd, length, index * BLOCK_SIZE)
+        except OSError as exc:
+            raise _disk_error(exc) from exc
+        finally:
+            os.close(fd)
 
     def thaw(self, *, committed: bool, left: Collection[int] = ()) -> None:
         """The commit has ended, if one was begun. What a failed one held remains to be pushed, and the inodes that a
@@ -242,7 +261,7 @@ class Overlay:
         self._committing = False
         self._frozen = {}
         for ino in self._copied:
-            self._copy_path(ino).unlink(missing_ok=True)
+            _remove(self._copy_path(ino))
         self._copied = {}
         begun, self._begun = self._begun, {}
         self._left = begun if not committed else {ino: begun[ino] for ino in left if ino in begun}
@@ -267,7 +286,7 @@ class Overlay:
         shards = set()
         for ino in inodes:
             path = self._path(ino)
-            shards.add(path.parent)  # also for a file that was removed: its old bytes must not come back
+            shards.add(os.path.dirname(path))  # also for a file that was removed: its old bytes must not come back
             try:
                 fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             except FileNotFoundError:
@@ -279,11 +298,10 @@ class Overlay:
             finally:
                 os.close(fd)
         for shard in shards:
-            fd = os.open(shard, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
-                os.fsync(fd)
-            finally:
-                os.close(fd)
+                sync_directory(shard)
+            except OSError as exc:
+                raise _disk_error(exc) from exc
 
     def _sync_all(self) -> None:
         """All that is on the disk of the overlay: quicker than one after the other, if there are many."""
@@ -321,11 +339,12 @@ class Overlay:
         for ino in list(self._fds):
             self._close(ino)
 
-    def _path(self, ino: int) -> Path:
-        return self._files / f"{ino & 0xFF:02x}" / f"{ino:x}"
+    def _path(self, ino: int) -> str:
+        # No Path: to make one takes longer than to open the file.
+        return f"{self._shards[ino & 0xFF]}/{ino:x}"
 
-    def _copy_path(self, ino: int) -> Path:
-        return self._copies / f"{ino:x}"
+    def _copy_path(self, ino: int) -> str:
+        return f"{self._copies}/{ino:x}"
 
     def _fd(self, ino: int, *, create: bool = False) -> int | None:
         if ino in self._doomed:
@@ -365,6 +384,11 @@ class Overlay:
             _write_all(fd, bytes(length), offset)
 
 
+def _remove(path: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+
+
 def _merged(*tables: dict[int, set[int]]) -> dict[int, set[int]]:
     """A copy of the tables, laid together."""
     merged: dict[int, set[int]] = {}
@@ -384,4 +408,8 @@ def _write_all(fd: int, data: bytes | memoryview, offset: int) -> None:
 def _disk_error(exc: OSError) -> CacheError:
     if exc.errno in (errno.ENOSPC, errno.EDQUOT):
         return CacheFullError("the cache disk is full: free some space, or wait until more is saved")
+    if exc.errno == errno.EFBIG:
+        too_large = CacheError("the file system of the cache directory cannot hold a file of this size")
+        too_large.errno = errno.EFBIG
+        return too_large
     return CacheError(f"the cache disk failed: {exc.strerror}")

@@ -18,12 +18,22 @@ from pathlib import Path
 from typing import Final
 
 from wsfs.errors import CacheError, CacheFullError, FormatError, NeedRemote
+from wsfs.log import get_log
 from wsfs.model import FrameLoc, pack_key
 from wsfs.repo.pack import open_frame
 from wsfs.store.base import Store
+from wsfs.store.sealed import read_range
+
+log = get_log(__name__)
 
 WINDOW: Final = 2 << 20
 _OPENED_BYTES: Final = 16 << 20
+
+Pieces = list[tuple[int, bytes | memoryview]]
+"""Parts of a pack, by their offsets."""
+
+Place = tuple[int, int, int]
+"""A window of a pack: the pack's epoch and number, and the window's."""
 
 
 class PackCache:
@@ -45,10 +55,18 @@ class PackCache:
             stat = path.stat()
             self._used[path.name] = stat.st_atime - time.time()
             self._size += stat.st_blocks * 512
-        self._fetched: dict[tuple[str, int], bool] = {}
-        """The windows that this process has fetched; True until something in them was read well."""
+        self._fetched: dict[tuple[str, int], int] = {}
+        """The windows that this process has fetched: the number of the fetch, or 0 once something was read well."""
+        self._fetches = 0
         self._opened: OrderedDict[bytes, bytes] = OrderedDict()
         self._opened_bytes = 0
+        self._touched: set[Place] = set()
+        self.served = self.missed = 0
+        """How many blocks were read here, and how many of them had to be fetched first."""
+        self.on_touch: Callable[[int, int, int, bool], None] = _ignore
+        """Called with epoch, pack and window at the first read of each, and whether it has to be fetched."""
+        self.ahead: Callable[[Place, bytes], bytes | None] | None = None
+        """Asked for a frame, by the window that it begins in and its digest: it may have been opened already."""
 
     @property
     def size(self) -> int:
@@ -60,58 +78,151 @@ class PackCache:
         itself has other bytes than were written."""
         data = self._opened.get(loc.digest)
         if data is not None:
+            self.served += 1
             self._opened.move_to_end(loc.digest)
             return data
+        first = loc.offset // WINDOW
+        windows = range(first, (loc.offset + loc.stored_length - 1) // WINDOW + 1)
         name = _name(loc)
-        windows = range(loc.offset // WINDOW, (loc.offset + loc.stored_length - 1) // WINDOW + 1)
+        if self.ahead is not None:
+            data = self.ahead((loc.epoch, loc.pack, first), loc.digest)
+            if data is not None and len(data) == loc.raw_length:
+                self._touch(loc, windows, missing=False)
+                with self._lock:
+                    if name in self._used:
+                        self._used[name] = self._clock()
+                return self._served(loc, data)
+        before = self._fetched_as(name, windows)
         stored = self._read_stored(name, loc)
         if stored is not None:
             try:
                 data = open_frame(stored, loc)
             except FormatError:
                 data = None
+        self._touch(loc, windows, missing=data is None)
         if data is None:
-            raise NeedRemote({("pack", name, w): self._fetcher(loc, w) for w in self._missing(name, windows, loc)})
+            self.missed += 1
+            raise NeedRemote(
+                {
+                    window_key(loc.epoch, loc.pack, w): self._fetcher(loc, w)
+                    for w in self._missing(name, windows, before, loc)
+                }
+            )
         with self._lock:
             # Bytes that go bad here later are this disk's fault, not the store's.
-            self._fetched.update(((name, w), False) for w in windows)
+            self._fetched.update(((name, w), 0) for w in windows)
             if name in self._used:
                 self._used[name] = self._clock()
+        return self._served(loc, data)
+
+    def _touch(self, loc: FrameLoc, windows: range, *, missing: bool) -> None:
+        for w in windows:
+            place = loc.epoch, loc.pack, w
+            if place not in self._touched:
+                self._touched.add(place)
+                self.on_touch(*place, missing)
+
+    def _served(self, loc: FrameLoc, data: bytes) -> bytes:
+        self.served += 1
         self._keep_opened(loc.digest, data)
         return data
 
-    def _missing(self, name: str, windows: range, loc: FrameLoc) -> list[int]:
-        """The windows to fetch for a frame that could not be read. Raises FormatError when fetching cannot help."""
+    def _fetched_as(self, name: str, windows: range) -> list[int | None]:
+        with self._lock:
+            return [self._fetched.get((name, w)) for w in windows]
+
+    def _missing(self, name: str, windows: range, before: list[int | None], loc: FrameLoc) -> list[int]:
+        """The windows to fetch for a frame that could not be read. `before` is what `_fetched_as` said before that.
+        Raises FormatError when fetching cannot help."""
         with self._lock:
             missing = [w for w in windows if (name, w) not in self._fetched]
             if missing:
                 return missing
+            if before != [self._fetched[name, w] for w in windows]:
+                # What was read is not what was fetched last: it was evicted and has come back since.
+                return list(windows)
             fresh = [self._fetched.pop((name, w)) for w in windows]
         if all(fresh):
             # Just fetched, and still wrong: the store is at fault. A later try asks again.
             raise FormatError(f"the pack '{pack_key(loc.epoch, loc.pack)}' does not hold the bytes that were written")
         return list(windows)
 
-    def fetch(self, epoch: int, pack: int, window: int) -> None:
-        """Any thread: bring one window of a pack here. Raises StoreError, NotFoundError, CacheError."""
-        blob = self._store.get(pack_key(epoch, pack), window * WINDOW, WINDOW)
+    def path(self, epoch: int, pack: int) -> str:
+        """Any thread: the file with the pieces of a pack, if there are any."""
+        return f"{self._directory}/{epoch:08x}-{pack:08x}"
+
+    def has_room(self, size: int) -> bool:
+        """Any thread: whether so many bytes more can be kept without dropping anything, and the disk has more room."""
+        disk = os.statvfs(self._directory)
+        return self._size + size <= self._limit and disk.f_bavail * disk.f_frsize >= 4 * size
+
+    def holds(self, epoch: int, pack: int, window: int) -> bool:
+        """Any thread: whether a window is here already, as far as the file tells."""
+        start, end = window * WINDOW, (window + 1) * WINDOW
+        try:
+            fd = os.open(self._directory / f"{epoch:08x}-{pack:08x}", os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return False
+        try:
+            return os.lseek(fd, start, os.SEEK_DATA) == start and os.lseek(fd, start, os.SEEK_HOLE) >= end
+        except OSError:  # beyond the end of the file
+            return False
+        finally:
+            os.close(fd)
+
+    def fetch(self, epoch: int, pack: int, window: int, count: int = 1) -> None:
+        """Any thread: bring a window of a pack here, or several by one request. Raises StoreError, NotFoundError,
+        CacheError."""
+        data = memoryview(read_range(self._store, pack_key(epoch, pack), window * WINDOW, count * WINDOW))
         name = f"{epoch:08x}-{pack:08x}"
+        # One by one: whoever reads meanwhile waits for the lock.
+        for number in range(count):
+            piece = data[number * WINDOW : (number + 1) * WINDOW]
+            if piece or not number:
+                self._keep_window(name, window + number, piece)
+
+    def _keep_window(self, name: str, window: int, data: memoryview) -> None:
         try:
             with self._lock:  # else another fetch could evict the file in between
                 fd = os.open(self._directory / name, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
                 try:
-                    written = os.pwrite(fd, blob.data, window * WINDOW)
+                    written = os.pwrite(fd, data, window * WINDOW)
                 finally:
                     os.close(fd)
-                if written != len(blob.data):
+                if written != len(data):
                     raise CacheFullError("what was fetched cannot be kept: the cache disk is full")
                 if (name, window) not in self._fetched:
-                    self._size += len(blob.data)
-                self._fetched[name, window] = True
+                    self._size += len(data)
+                self._fetches += 1
+                self._fetched[name, window] = self._fetches
                 self._used[name] = self._clock()
                 self._evict(keep=name)
         except OSError as exc:
             raise CacheError(f"what was fetched cannot be kept in the cache directory: {exc.strerror}") from exc
+
+    def keep(self, epoch: int, pack: int, pieces: Pieces) -> None:
+        """Any thread: frames of a pack that was made here. If the disk has no room for them, they are fetched later."""
+        if not pieces:
+            return
+        name = f"{epoch:08x}-{pack:08x}"
+        with self._lock:
+            try:
+                fd = os.open(self._directory / name, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+                try:
+                    for offset, stored in pieces:
+                        os.pwrite(fd, stored, offset)
+                finally:
+                    os.close(fd)
+            except OSError as exc:
+                log.warning(
+                    "pack not kept, it is fetched again when it is read",
+                    pack=name,
+                    error=exc,
+                    remedy="look at the cache disk",
+                )
+            self._size += sum(len(stored) for _, stored in pieces)
+            self._used[name] = self._clock()
+            self._evict(keep=name)
 
     def shrink(self, limit: int) -> int:
         """Any thread: drop the oldest packs until all fit in `limit` bytes. Returns bytes freed."""
@@ -160,6 +271,15 @@ class PackCache:
         while self._size > self._limit and len(self._used) > 1:
             name = min((n for n in self._used if n != keep), key=self._used.__getitem__)
             self._drop(name)
+
+
+def window_key(epoch: int, pack: int, window: int) -> object:
+    """What a fetch of this window is known by: it is under way once at a time."""
+    return "pack", epoch, pack, window
+
+
+def _ignore(_epoch: int, _pack: int, _window: int, _missing: bool) -> None:
+    """Nobody wants to know what is read."""
 
 
 def _name(loc: FrameLoc) -> str:
