@@ -6,15 +6,15 @@ A daemon that waits in the kernel for its own answer cannot even be killed.
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import subprocess
 from pathlib import Path
 from typing import Final
 
 from wsfs.errors import MountError
+from wsfs.log import get_log
 
-log = logging.getLogger(__name__)
+log = get_log(__name__)
 
 READ_AHEAD_KB: Final = 1024
 
@@ -48,7 +48,7 @@ def hand_over(mountpoint: Path, seconds: float = 600.0) -> None:
     try:
         subprocess.run(["sync", "-f", str(mountpoint)], check=False, capture_output=True, timeout=seconds)
     except (OSError, subprocess.TimeoutExpired) as exc:
-        log.warning("the kernel's dirty pages may not all be here: %s", exc)
+        log.warning("the kernel may not have handed over all that was written", mountpoint=mountpoint, error=exc)
 
 
 def unmount(mountpoint: Path, *, lazy: bool = False) -> bool:
@@ -63,7 +63,7 @@ def unmount(mountpoint: Path, *, lazy: bool = False) -> bool:
             continue
         if done.returncode == 0 or "not mounted" in done.stderr:
             return True
-        log.info("not unmounted: %s", done.stderr.strip())
+        log.info("not unmounted", mountpoint=mountpoint, error=done.stderr.strip())
         return False
     return False
 
@@ -75,4 +75,4 @@ def tune(mountpoint: Path) -> None:
         path.write_text(str(READ_AHEAD_KB))
     except OSError as exc:
         if exc.errno not in (errno.EACCES, errno.EROFS, errno.ENOENT, errno.EPERM):
-            log.warning("read-ahead not raised: %s", exc)
+            log.warning("read-ahead not raised", path=path, error=exc)

@@ -13,18 +13,26 @@ import pyfuse3
 import trio
 
 from wsfs.data.files import Files
-from wsfs.errors import NeedRemote
+from wsfs.errors import FormatError, NeedRemote, WsfsError
 from wsfs.index.index import Index
 from wsfs.kernel.fetcher import Fetcher
-from wsfs.kernel.guard import guarded, mutating
-from wsfs.model import NAME_MAX, Ino, Inode
-from wsfs.tree.namespace import Caller, Changes, Namespace
+from wsfs.kernel.guard import mutating, reading, waiting
+from wsfs.kernel.pages import Pages
+from wsfs.kernel.refusals import Refusals
+from wsfs.model import BLOCK_SIZE, NAME_MAX, PAST, ROOT_INO, TYPE_MASK, Ino, Inode, new_record
+from wsfs.text import printable
+from wsfs.tree.namespace import Changes, Namespace
 
 FOREVER: Final = 10 * 365 * 86400.0
 """One writer, this mount: what the kernel has cached stays true until it is told, by its own requests, otherwise."""
 
 NEGATIVE: Final = 3600.0
 _BLOCK: Final = 4096
+_DOT: Final = 1
+_DOT_DOT: Final = 2
+"""Cookies below all that the index gives out."""
+
+_NO_INODE: Final = (None,) * len(Inode._fields)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +42,18 @@ class View:
     uid: int | None = None
     gid: int | None = None
     umask: int = 0
+
+    def show(self, mode: int, uid: int, gid: int) -> tuple[int, int, int]:
+        """A file's mode and owners, as they are shown."""
+        return mode & ~self.umask, uid if self.uid is None else self.uid, gid if self.gid is None else self.gid
+
+
+def new_entry(seconds: float = FOREVER) -> pyfuse3.EntryAttributes:
+    """Attributes with what is the same for all inodes, for `seconds` in the kernel's caches."""
+    entry = pyfuse3.EntryAttributes()
+    entry.entry_timeout = entry.attr_timeout = seconds
+    entry.st_blksize = _BLOCK
+    return entry
 
 
 class MakeRoom(Protocol):
@@ -69,71 +89,100 @@ class Operations(pyfuse3.Operations):
         self._files = files
         self._index = index
         self.fetcher = fetcher
-        self._view = view
+        self._view = None if view == View() else view
         self._xattr = xattr
         self._free_space = free_space
         self._lookups: dict[int, int] = {}
+        self._pages = Pages(files.read)
+        self._reply = new_entry()
+        self._replied: Inode | tuple[None, ...] = _NO_INODE
+        """What it has the attributes of."""
+        self._missing = new_entry(NEGATIVE)  # st_ino 0: the kernel remembers that there is no such name
         self.read_only = False
         self.make_room: MakeRoom = _no_room
         """Called when the cache disk is full: frees some of it, and says whether it did."""
-        self.syncing = 0
-        """How many fsyncs are waiting for the disk."""
+        self.refusals = Refusals(self._is_there, lambda ino: self.describe((ino,)))
 
     def describe(self, args: Sequence[Any]) -> str:
         """The path that a request is about, for a log line."""
         try:
             path = self._names.path(Ino(args[0])) if args and isinstance(args[0], int) else b"?"
-        except (NeedRemote, OSError):
+        except (NeedRemote, OSError, WsfsError):
             path = f"inode {args[0]}".encode()
         if len(args) > 1 and isinstance(args[1], bytes) and len(args[1]) <= NAME_MAX:
             path = path.rstrip(b"/") + b"/" + args[1]
-        return os.fsdecode(path)
+        return printable(path)
+
+    def _is_there(self, ino: int) -> bool:
+        try:
+            inode = self._index.inode(ino)
+        except NeedRemote:
+            return True
+        return inode is not None and inode.nlink > 0
 
     # --- attributes -----------------------------------------------------------------------------------------------
 
-    def _attributes(self, inode: Inode) -> pyfuse3.EntryAttributes:
-        entry = pyfuse3.EntryAttributes()
-        view = self._view
-        entry.st_ino = inode.ino
-        entry.entry_timeout = FOREVER
-        entry.attr_timeout = FOREVER
-        entry.st_mode = inode.mode & ~view.umask if view.umask else inode.mode
-        entry.st_nlink = inode.nlink
-        entry.st_uid = inode.uid if view.uid is None else view.uid
-        entry.st_gid = inode.gid if view.gid is None else view.gid
-        entry.st_rdev = inode.rdev
-        size = _BLOCK if stat.S_ISDIR(inode.mode) else inode.size
+    def _attributes(self, inode: Inode, entry: pyfuse3.EntryAttributes | None = None) -> pyfuse3.EntryAttributes:
+        """What stat(2) tells of an inode; by default in an object that the next request reuses, for pyfuse3 sends a
+        reply as soon as it has it. What is in there already, of the one before, is not set again: to set a time takes
+        ten times as long as to compare it."""
+        last: Inode | tuple[None, ...] = _NO_INODE
+        if entry is None:
+            entry, last = self._reply, self._replied
+            self._replied = _NO_INODE  # if an attribute cannot be set, nobody knows which are
+        ino, mode, uid, gid, nlink, rdev, size, atime, mtime, ctime, _ = inode
+        _, last_mode, last_uid, last_gid, last_nlink, last_rdev, _, last_atime, last_mtime, last_ctime, _ = last
+        if mode != last_mode or uid != last_uid or gid != last_gid:
+            shown = (mode, uid, gid) if self._view is None else self._view.show(mode, uid, gid)
+            entry.st_mode, entry.st_uid, entry.st_gid = shown
+        if mode & TYPE_MASK == stat.S_IFDIR:
+            size = _BLOCK
+        entry.st_ino = ino
         entry.st_size = size
-        entry.st_blksize = _BLOCK
-        entry.st_blocks = (size + 511) // 512
-        entry.st_atime_ns = inode.atime_ns
-        entry.st_mtime_ns = inode.mtime_ns
-        entry.st_ctime_ns = inode.ctime_ns
+        entry.st_blocks = ((size if size <= BLOCK_SIZE else self._files.allocated(inode)) + 511) // 512
+        if nlink != last_nlink:
+            entry.st_nlink = nlink
+        if rdev != last_rdev:
+            entry.st_rdev = rdev
+        if atime != last_atime:
+            entry.st_atime_ns = atime
+        if mtime != last_mtime:
+            entry.st_mtime_ns = mtime
+        if ctime != last_ctime:
+            entry.st_ctime_ns = ctime
+        if entry is self._reply:
+            self._replied = inode
         return entry
 
     def _entry(self, inode: Inode) -> pyfuse3.EntryAttributes:
         """The reply to a request after which the kernel holds one more reference to the inode."""
-        self._lookups[inode.ino] = self._lookups.get(inode.ino, 0) + 1
+        ino, lookups = inode[0], self._lookups
+        lookups[ino] = lookups.get(ino, 0) + 1
         return self._attributes(inode)
+
+    def is_known(self, ino: int) -> bool:
+        """Whether the kernel may have something of this inode in its caches."""
+        return ino in self._lookups or ino == ROOT_INO
 
     def _unreferenced(self, ino: Ino | None) -> None:
         """A name is gone; so is the inode if the kernel does not know it."""
         if ino is not None and ino not in self._lookups:
             self._names.forgotten(ino)
 
-    @guarded
-    async def lookup(self, parent: int, name: bytes, ctx: object) -> pyfuse3.EntryAttributes:
-        try:
-            inode = self._names.lookup(Ino(parent), name)
-        except OSError as exc:
-            if exc.errno != errno.ENOENT:
-                raise
-            missing = pyfuse3.EntryAttributes()  # st_ino 0: the kernel remembers that there is no such name
-            missing.entry_timeout = NEGATIVE
-            return missing
-        return self._entry(inode)
+    @reading
+    def lookup(self, parent: Ino, name: bytes, ctx: object) -> pyfuse3.EntryAttributes:
+        inode = self._names.find(parent, name)
+        return self._absent(parent, name) if inode is None else self._entry(inode)
 
-    @guarded
+    def _absent(self, parent: int, name: bytes) -> pyfuse3.EntryAttributes:
+        """The reply where there is no such name."""
+        return self._missing
+
+    async def in_past(self, name: str, ino: int, *args: Any) -> Any:
+        """The reply to a request about an inode of a save point."""
+        raise pyfuse3.FUSEError(errno.ESTALE)
+
+    @waiting
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
         for ino, times in inode_list:
             left = self._lookups.get(ino, 0) - times
@@ -141,186 +190,212 @@ class Operations(pyfuse3.Operations):
                 self._lookups[ino] = left
             else:
                 self._lookups.pop(ino, None)
+                self._pages.forgotten(ino)
                 self._names.forgotten(Ino(ino))
 
-    @guarded
-    async def getattr(self, inode: int, ctx: object) -> pyfuse3.EntryAttributes:
-        return self._attributes(self._names.inode(Ino(inode)))
+    @reading
+    def getattr(self, inode: Ino, ctx: object) -> pyfuse3.EntryAttributes:
+        return self._attributes(self._names.inode(inode))
 
     @mutating
-    async def setattr(
+    def setattr(
         self,
-        inode: int,
+        inode: Ino,
         attr: pyfuse3.EntryAttributes,
         fields: pyfuse3.SetattrFields,
         fh: int | None,
         ctx: pyfuse3.RequestContext,
     ) -> pyfuse3.EntryAttributes:
-        changes = Changes(
-            mode=attr.st_mode if fields.update_mode else None,
-            uid=attr.st_uid if fields.update_uid else None,
-            gid=attr.st_gid if fields.update_gid else None,
-            size=attr.st_size if fields.update_size else None,
-            atime_ns=attr.st_atime_ns if fields.update_atime else None,
-            mtime_ns=attr.st_mtime_ns if fields.update_mtime else None,
-            ctime_ns=attr.st_ctime_ns if fields.update_ctime else None,
+        changes = (
+            attr.st_mode if fields.update_mode else None,
+            attr.st_uid if fields.update_uid else None,
+            attr.st_gid if fields.update_gid else None,
+            attr.st_size if fields.update_size else None,
+            attr.st_atime_ns if fields.update_atime else None,
+            attr.st_mtime_ns if fields.update_mtime else None,
+            attr.st_ctime_ns if fields.update_ctime else None,
         )
-        return self._attributes(self._names.setattr(Ino(inode), changes, Caller(ctx.uid, ctx.gid)))
+        return self._attributes(self._names.setattr(inode, new_record(Changes, changes), ctx))
 
-    @guarded
-    async def readlink(self, inode: int, ctx: object) -> bytes:
-        return self._names.readlink(Ino(inode))
+    @reading
+    def readlink(self, inode: Ino, ctx: object) -> bytes:
+        return self._names.readlink(inode)
 
     # --- names ----------------------------------------------------------------------------------------------------
 
     @mutating
-    async def mknod(
-        self, parent: int, name: bytes, mode: int, rdev: int, ctx: pyfuse3.RequestContext
+    def mknod(
+        self, parent: Ino, name: bytes, mode: int, rdev: int, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
-        return self._entry(self._names.make(Ino(parent), name, mode, Caller(ctx.uid, ctx.gid), rdev=rdev))
+        return self._entry(self._names.make(parent, name, mode, ctx, rdev=rdev))
 
     @mutating
-    async def mkdir(self, parent: int, name: bytes, mode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
-        return self._entry(self._names.make(Ino(parent), name, stat.S_IFDIR | mode, Caller(ctx.uid, ctx.gid)))
+    def mkdir(self, parent: Ino, name: bytes, mode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
+        return self._entry(self._names.make(parent, name, stat.S_IFDIR | mode, ctx))
 
     @mutating
-    async def symlink(
-        self, parent: int, name: bytes, target: bytes, ctx: pyfuse3.RequestContext
-    ) -> pyfuse3.EntryAttributes:
-        caller = Caller(ctx.uid, ctx.gid)
-        return self._entry(self._names.make(Ino(parent), name, stat.S_IFLNK | 0o777, caller, target=target))
+    def symlink(self, parent: Ino, name: bytes, target: bytes, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
+        return self._entry(self._names.make(parent, name, stat.S_IFLNK | 0o777, ctx, target=target))
 
     @mutating
-    async def link(self, inode: int, new_parent: int, new_name: bytes, ctx: object) -> pyfuse3.EntryAttributes:
-        return self._entry(self._names.link(Ino(inode), Ino(new_parent), new_name))
+    def link(self, inode: Ino, new_parent: Ino, new_name: bytes, ctx: object) -> pyfuse3.EntryAttributes:
+        if new_parent >= PAST:
+            raise pyfuse3.FUSEError(errno.EROFS)
+        return self._entry(self._names.link(inode, new_parent, new_name))
 
     @mutating
-    async def unlink(self, parent: int, name: bytes, ctx: object) -> None:
-        self._unreferenced(self._names.unlink(Ino(parent), name))
+    def unlink(self, parent: Ino, name: bytes, ctx: object) -> None:
+        self._unreferenced(self._names.unlink(parent, name))
 
     @mutating
-    async def rmdir(self, parent: int, name: bytes, ctx: object) -> None:
-        self._unreferenced(self._names.rmdir(Ino(parent), name))
+    def rmdir(self, parent: Ino, name: bytes, ctx: object) -> None:
+        self._unreferenced(self._names.rmdir(parent, name))
 
     @mutating
-    async def rename(
-        self, parent_old: int, name_old: bytes, parent_new: int, name_new: bytes, flags: int, ctx: object
+    def rename(
+        self, parent_old: Ino, name_old: bytes, parent_new: Ino, name_new: bytes, flags: int, ctx: object
     ) -> None:
-        self._unreferenced(self._names.rename(Ino(parent_old), name_old, Ino(parent_new), name_new, flags))
+        if parent_new >= PAST:
+            raise pyfuse3.FUSEError(errno.EROFS)
+        self._unreferenced(self._names.rename(parent_old, name_old, parent_new, name_new, flags))
 
     # --- directories ----------------------------------------------------------------------------------------------
 
-    @guarded
+    @waiting
     async def opendir(self, inode: int, ctx: object) -> int:
         return inode
 
-    @guarded
-    async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
+    @reading
+    def readdir(self, fh: Ino, start_id: int, token: pyfuse3.ReaddirToken) -> None:
         told = False
+        directory = self._names.inode(fh)
+        # The kernel takes no reference for these two.
+        for name, ino, cookie in ((b".", directory.ino, _DOT), (b"..", directory.parent, _DOT_DOT)):
+            if start_id < cookie:
+                entry = pyfuse3.EntryAttributes()
+                entry.st_ino = ino
+                entry.st_mode = stat.S_IFDIR
+                if not pyfuse3.readdir_reply(token, name, entry, cookie):
+                    return
+                told = True
         try:
-            for name, cookie, inode in self._names.entries(Ino(fh), start_id):
+            for name, cookie, inode in self._names.entries(fh, start_id):
                 if not pyfuse3.readdir_reply(token, name, self._attributes(inode), cookie):
                     return
                 told = True
                 self._lookups[inode.ino] = self._lookups.get(inode.ino, 0) + 1
-        except NeedRemote:
+        except (NeedRemote, FormatError):
             # What is in the reply already must not be told again: the kernel asks for the rest.
             if not told:
                 raise
 
-    @guarded
+    @waiting
     async def releasedir(self, fh: int) -> None:
         return None
 
-    @guarded
+    @waiting
     async def fsyncdir(self, fh: int, datasync: bool) -> None:
         await self._sync()
 
     async def _sync(self) -> None:
         """Make all that is acknowledged survive a power loss."""
-        self.syncing += 1
-        try:
-            await trio.to_thread.run_sync(self._index.sync_point())
-        finally:
-            self.syncing -= 1
+        await trio.to_thread.run_sync(self._index.sync_point())
 
     # --- files ----------------------------------------------------------------------------------------------------
 
     @mutating
-    async def create(
-        self, parent: int, name: bytes, mode: int, flags: int, ctx: pyfuse3.RequestContext
+    def create(
+        self, parent: Ino, name: bytes, mode: int, flags: int, ctx: pyfuse3.RequestContext
     ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
-        inode = self._names.make(Ino(parent), name, stat.S_IFREG | stat.S_IMODE(mode), Caller(ctx.uid, ctx.gid))
+        inode = self._names.make(parent, name, stat.S_IFREG | mode & 0o7777, ctx)
+        self.refusals.opened(inode.ino)
+        self._pages.made(inode.ino)
         return pyfuse3.FileInfo(fh=inode.ino, keep_cache=True), self._entry(inode)
 
-    @guarded
-    async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
+    @reading
+    def open(self, inode: Ino, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
         if self.read_only and (flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC):
             raise pyfuse3.FUSEError(errno.EROFS)
-        found = self._names.check_open(Ino(inode), flags)
+        found = self._names.check_open(inode, flags)
         # The kernel leaves O_TRUNC to us, with no setattr after it.
         if flags & os.O_TRUNC and found.size:
-            self._names.setattr(Ino(inode), Changes(size=0), Caller(ctx.uid, ctx.gid))
+            self._names.setattr(inode, Changes(size=0), ctx)
+        self.refusals.opened(inode)
+        self._pages.opened(found, flags)
         return pyfuse3.FileInfo(fh=inode, keep_cache=True)
 
-    @guarded
-    async def read(self, fh: int, off: int, size: int) -> bytes:
-        return self._files.read(Ino(fh), off, size)
+    @reading
+    def read(self, fh: Ino, off: int, size: int) -> bytes:
+        return self._files.read(fh, off, size)
 
     @mutating
-    async def write(self, fh: int, off: int, buf: bytes) -> int:
-        return self._files.write(Ino(fh), off, buf)
+    def write(self, fh: Ino, off: int, buf: bytes) -> int:
+        return self._files.write(fh, off, buf)
 
-    @guarded
+    @waiting
     async def flush(self, fh: int) -> None:
         # Never asked again: close still writes the dirty pages first, and reports what went wrong with them.
         raise pyfuse3.FUSEError(errno.ENOSYS)
 
-    @guarded
+    @waiting
     async def release(self, fh: int) -> None:
-        return None
+        self.refusals.closed(fh)
 
-    @guarded
+    @waiting
     async def fsync(self, fh: int, datasync: bool) -> None:
-        self._index.guard_data(fh)
-        await self._sync()
+        if fh < PAST:
+            # What was refused is told by the kernel, which does not ask for this before somebody has listened.
+            self.refusals.told(fh)
+            self._index.guard_data(fh)
+            await self._sync()
 
     # --- the rest -------------------------------------------------------------------------------------------------
 
-    @guarded
+    @waiting
     async def statfs(self, ctx: object) -> pyfuse3.StatvfsData:
         free_bytes, free_inodes = self._free_space()
         found = pyfuse3.StatvfsData()
         found.f_bsize = found.f_frsize = _BLOCK
         found.f_bfree = found.f_bavail = free_bytes // _BLOCK
-        found.f_blocks = found.f_bfree + -(-max(self._index.bytes, 0) // _BLOCK)
         found.f_ffree = found.f_favail = free_inodes
-        found.f_files = self._index.files + free_inodes
+        if self._index.quota is not None:
+            left, files_left = (
+                self._index.quota.free(self._index.shared_bytes),
+                self._index.quota.free_files(self._index.shared_files),
+            )
+            if left is not None:
+                # What the disk has not is not there for anybody, whatever is left of the quota.
+                found.f_bfree = left[0] // _BLOCK
+                found.f_bavail = min(left[1], free_bytes) // _BLOCK
+            if files_left is not None:
+                found.f_ffree, found.f_favail = files_left[0], min(files_left[1], free_inodes)
+        found.f_blocks = found.f_bfree + -(-max(self._index.bytes, 0) // _BLOCK)
+        found.f_files = self._index.files + found.f_ffree
         found.f_namemax = NAME_MAX
         return found
 
-    @guarded
+    @waiting
     async def access(self, inode: int, mode: int, ctx: object) -> bool:
         return True  # default_permissions: the kernel decides
 
-    @guarded
-    async def getxattr(self, inode: int, name: bytes, ctx: object) -> bytes:
+    @reading
+    def getxattr(self, inode: Ino, name: bytes, ctx: object) -> bytes:
         if not self._xattr:
             # Never asked again: else the kernel asks for security.capability before every write.
             raise pyfuse3.FUSEError(errno.ENOSYS)
-        return self._names.getxattr(Ino(inode), name)
+        return self._names.xattrs.get(inode, name)
 
-    @guarded
-    async def listxattr(self, inode: int, ctx: object) -> Sequence[bytes]:
-        return self._names.listxattr(Ino(inode)) if self._xattr else ()
+    @reading
+    def listxattr(self, inode: Ino, ctx: object) -> Sequence[bytes]:
+        return self._names.xattrs.names(inode) if self._xattr else ()
 
     @mutating
-    async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: object) -> None:
+    def setxattr(self, inode: Ino, name: bytes, value: bytes, ctx: object) -> None:
         # No ENOSYS here: the kernel would then refuse by itself, and the marker must say EPERM.
-        self._names.check_xattr(Ino(inode), name, supported=self._xattr)
-        self._names.setxattr(Ino(inode), name, value)
+        self._names.xattrs.check(inode, name, supported=self._xattr)
+        self._names.xattrs.set(inode, name, value)
 
     @mutating
-    async def removexattr(self, inode: int, name: bytes, ctx: object) -> None:
-        self._names.check_xattr(Ino(inode), name, supported=self._xattr)
-        self._names.removexattr(Ino(inode), name)
+    def removexattr(self, inode: Ino, name: bytes, ctx: object) -> None:
+        self._names.xattrs.check(inode, name, supported=self._xattr)
+        self._names.xattrs.remove(inode, name)
