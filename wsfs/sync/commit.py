@@ -13,38 +13,46 @@ Dying before HEAD leaves objects that nothing references. docs/CRASHES.md has th
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from typing import Final, Protocol, TypeVar
 
 from wsfs.data.overlay import Overlay
-from wsfs.errors import DeadlineError, StoreError
-from wsfs.index.base import Pending, Standing, dirty_rows, drop_pending, write_pending
+from wsfs.data.packcache import PackCache
+from wsfs.errors import DeadlineError, NeedRemote, StoreError
+from wsfs.index.base import Pending, Standing, dirty_rows, drop_pending, shared_rows, write_pending
 from wsfs.index.index import Index
 from wsfs.index.tables import Reader, Writer
-from wsfs.model import BLOCK_SIZE, segment_key
+from wsfs.log import get_log
+from wsfs.model import BLOCK_SIZE, Ino, segment_key
 from wsfs.repo import codec
 from wsfs.repo.frame import digest
 from wsfs.repo.head import State
 from wsfs.repo.manifest import Manifest, SegmentRef, encode_manifest
 from wsfs.repo.pack import PackWriter
-from wsfs.repo.segment import Row, decode_segment, encode_segment, row_size
+from wsfs.repo.segment import Row, encode_segment, portions, row_size
 from wsfs.repo.workspace import new_nonce, timestamp
 from wsfs.store.base import Store
 from wsfs.sync.lease import Lease
 from wsfs.sync.load import committed_rows
 from wsfs.sync.partial import LARGE_FILES, MUST, Left, Plan, Rows
+from wsfs.sync.progress import Progress
 from wsfs.sync.upload import Limit, Packs, Uploaded, Work, in_time, put_new
 
-log = logging.getLogger(__name__)
+log = get_log(__name__)
 
 T = TypeVar("T")
 
+STEPS: Final = ("frozen", "packs", "segments", "manifest", "pending", "head", "advanced")
+"""What `reached` is called with, in this order."""
+
 PARTITION_SIZE: Final = 1 << 20
+DELTA_SIZE: Final = 64 << 20
+"""More rows than this, before compression, become several deltas: readers take no segment of any size."""
+
 MAX_DELTAS: Final = 16
 _FOLD_FLOOR: Final = 128 << 10
 _ROW_ESTIMATE: Final = 30
@@ -76,29 +84,36 @@ class Saved:
 
 
 class Committer:
-    """Makes commits, one at a time, on a thread that is not the owner's (in tests it may be)."""
+    """Makes commits, one at a time, on a thread that is not the owner's (in tests it may be).
+
+    `judge` is `Namespace.judge`: before a freeze it must be decided what stays on this machine.
+    """
 
     def __init__(
         self,
         store: Store,
         index: Index,
         overlay: Overlay,
+        cache: PackCache,
         lease: Lease,
         on_owner: OnOwner,
         *,
         uploads: int = 4,
         compressors: int = 2,
         clock: Callable[[], float] = time.time,
+        judge: Callable[[], bool] = lambda: False,
         reached: Callable[[str], None] = lambda _step: None,
     ) -> None:
         self._store = store
         self._index = index
         self._overlay = overlay
+        self._cache = cache
         self._lease = lease
         self._on_owner = on_owner
         self._uploads = uploads
         self._compressors = compressors
         self._clock = clock
+        self._judge = judge
         self._reached = reached
         self._pack_numbers = count(1)
         self._segment_numbers = count(1)
@@ -106,11 +121,16 @@ class Committer:
         self._uploaded = Uploaded()
         self._left = Left()
         self._maybe_left = Left()
+        self.progress: Progress | None = None
+        """Of the commit that is under way."""
         self.busy = threading.Lock()
         """Held while a commit is under way."""
 
-    def commit(self, state: State, *, may_fold: bool = True, limit: Limit | None = None) -> Saved | None:
-        """Push everything; HEAD then says `state`. None when there was nothing to push; HEAD is left alone then.
+    def commit(
+        self, state: State, *, may_fold: bool = True, limit: Limit | None = None, empty: bool = False
+    ) -> Saved | None:
+        """Push everything; HEAD then says `state`. None when there was nothing to push; HEAD is left alone then, unless
+        it may be `empty`.
 
         With a limit it may leave out files that take too long (see `partial`), and more commits have to follow.
 
@@ -118,22 +138,30 @@ class Committer:
         repeated.
         """
         with self.busy:
-            return self._commit(state, limit, may_fold=may_fold)
+            self.progress = Progress()
+            try:
+                return self._commit(state, limit, self.progress, may_fold=may_fold, empty=empty)
+            finally:
+                self.progress = None
 
-    def _commit(self, state: State, limit: Limit | None, *, may_fold: bool) -> Saved | None:
+    def _commit(
+        self, state: State, limit: Limit | None, progress: Progress, *, may_fold: bool, empty: bool
+    ) -> Saved | None:
         began = time.monotonic()
         self._uploaded.expire()
         self._settle(state)
-        if not self._on_owner(lambda: self._index.is_dirty):
+        while self._ask(self._judge):
+            pass
+        if not empty and not self._on_owner(lambda: self._index.is_dirty):
             return None
         fold = limit is None and self._should_fold(may_fold=may_fold)
         left = Left()
         reader: Reader | None = None
         committed = False
         try:
-            generation, reader = self._index.frozen_reader(lambda: self._on_owner(self._freeze))
+            generation, reader = self._index.frozen_reader(lambda: self._ask(lambda: self._freeze(left)))
             self._reached("frozen")
-            saved = self._push(reader, generation, state, left, limit, fold=fold)
+            saved = self._push(reader, generation, state, left, limit, progress, fold=fold)
             committed = True
         finally:
             if reader is not None:
@@ -142,15 +170,26 @@ class Committer:
         self._left = left
         if not left.inodes:
             self._uploaded.clear()
-        seconds = time.monotonic() - began
-        return Saved(saved.seq, saved.files, saved.bytes, saved.sent, saved.puts, seconds, len(left.inodes))
+        return replace(saved, seconds=time.monotonic() - began, left=len(left.inodes))
 
     # --- steps on the owner thread --------------------------------------------------------------------------------
 
-    def _freeze(self) -> int | None:
+    def _ask(self, look: Callable[[], T]) -> T:
+        """What a look on the owner thread finds; what it needs is fetched on ours."""
+        while True:
+            try:
+                return self._on_owner(look)
+            except NeedRemote as need:
+                for fetch in need.fetches.values():
+                    fetch()  # type: ignore[operator]
+
+    def _freeze(self, left: Left) -> int | None:
+        if self._judge():
+            return None
         generation = self._index.freeze()
         if generation is not None:
-            self._overlay.freeze()
+            self._overlay.freeze(self._index.kept.sizes)
+            left.stays_here(self._index.kept)
             self._frozen_counters = (self._index.next_id, self._index.files, self._index.bytes)
         return generation
 
@@ -167,7 +206,7 @@ class Committer:
             return
         head = self._lease.refresh()
         if head.commit == pending.standing.commit:
-            self._index.advance(pending, decode_segment(pending.blocks))
+            self._index.advance(pending, pending.block_rows())
             self._left = self._maybe_left
             self._on_owner(lambda: self._overlay.settled(self._left.inodes))
         else:
@@ -190,21 +229,32 @@ class Committer:
         return rows * _ROW_ESTIMATE > _FOLD_FLOOR and rows * 4 > base_rows * patience
 
     def _push(
-        self, reader: Reader, generation: int, state: State, left: Left, limit: Limit | None, *, fold: bool
+        self,
+        reader: Reader,
+        generation: int,
+        state: State,
+        left: Left,
+        limit: Limit | None,
+        progress: Progress,
+        *,
+        fold: bool,
     ) -> Saved:
         """The frozen generation, but for what it adds to `left`."""
         standing = self._index.standing
         assert standing is not None
-        blocks = self._blocks(reader, generation)
+        blocks = self._blocks(reader, generation, progress)
         packs = Packs(
             self._store,
             self._overlay,
+            self._cache,
             reader,
             self.new_pack,
             self._uploaded,
             uploads=self._uploads,
             compressors=self._compressors,
+            progress=progress,
             limit=limit,
+            behind=state is State.RUNNING,
         )
         try:
             if limit is None:
@@ -213,17 +263,17 @@ class Committer:
                 resolved = self._send_some(packs, blocks, self._plan(reader, generation, blocks, standing), left, limit)
         finally:
             packs.close()
+        progress.skipped(len(left.inodes))
         self._reached("packs")
         puts, sent = packs.puts, packs.sent
         rows = ((key, row) for key, row in dirty_rows(reader, generation) if key not in left.keys)
         changed = list(self._published(rows, resolved, standing.next_id, left))
         if fold:
-            base, written = self._fold(reader, changed, resolved)
+            base, written = self._fold(reader, changed, resolved, left)
             deltas: tuple[SegmentRef, ...] = ()
         else:
-            delta = self._put_segment(changed)
-            base, written = tuple(part.ref for part in self._index.parts), [delta]
-            deltas = (*standing.deltas, delta)
+            written = [self._put_segment(rows) for rows in portions(changed, DELTA_SIZE)]
+            base, deltas = tuple(part.ref for part in self._index.parts), (*standing.deltas, *written)
         self._reached("segments")
         next_id, files, total = self._frozen_counters
         files, total = files - left.files, total - left.size
@@ -240,6 +290,7 @@ class Committer:
             total,
             base,
             deltas,
+            self._lease.host,
         )
         encoded = encode_manifest(manifest)
         in_time(limit)
@@ -250,7 +301,7 @@ class Committer:
             generation,
             Standing(standing.workspace, manifest.seq, manifest.key, next_id, deltas),
             base if fold else (),
-            encode_segment(sorted(resolved.items())),
+            tuple(encode_segment(rows) for rows in portions(sorted(resolved.items()), DELTA_SIZE)),
         )
 
         def note(txn: Writer) -> None:
@@ -261,14 +312,17 @@ class Committer:
         self._maybe_left = left
         self._index.rewrite(note)
         self._reached("pending")
+        metadata = sum(ref.length for ref in written) + len(encoded)
+        self._lease.grew(sent + metadata)
         self._lease.publish(manifest, nonce, state)
         self._reached("head")
-        self._index.advance(pending, decode_segment(pending.blocks))
+        self._index.advance(pending, pending.block_rows())
         self._reached("advanced")
+        progress.done(0, 0, metadata)
         names = sum(1 for key, row in changed if row is not None and key[8:9] == codec.ATTR)
         content = sum(work.length for work in blocks if work.ino not in left.inodes)
-        sent += sum(ref.length for ref in written) + len(encoded)
-        return Saved(manifest.seq, names, content, sent, puts + len(written) + 2, 0.0)
+        content += sum(len(row) - 1 for key, row in changed if row and key not in resolved and _is_inline(key, row))
+        return Saved(manifest.seq, names, content, sent + metadata, puts + len(written) + 2, 0.0)
 
     # --- under a limit --------------------------------------------------------------------------------------------
 
@@ -279,7 +333,7 @@ class Committer:
             try:
                 plan.choose({work.ino for work in blocks})
             except StoreError as exc:
-                log.warning("nothing can be left out, for the last commit cannot be read: %s", exc)
+                log.warning("nothing can be left out, for the last commit cannot be read", error=exc)
                 plan.choices.clear()
         return plan
 
@@ -314,11 +368,7 @@ class Committer:
 
         blocks = plan.order(blocks)
         resolved = packs.upload(blocks, goes_on)
-        missing = set()
-        for work in blocks:
-            key = codec.block_key(work.ino, work.index)
-            if key not in resolved or not packs.is_sent(resolved[key]):
-                missing.add(work.ino)
+        missing = {one.ino for one in blocks if one.key not in resolved or not packs.is_sent(resolved[one.key])}
         progress = not self._left.inodes or len(missing) < len({work.ino for work in blocks})
         if missing and not (progress and missing <= plan.choices.keys()):
             if packs.failure is not None:
@@ -329,26 +379,34 @@ class Committer:
         left.before.update((key, row) for key, row in plan.before.items() if _concerns(key, left))
         return {key: row for key, row in resolved.items() if codec.ino_of(key) not in missing}
 
-    def _blocks(self, reader: Reader, generation: int) -> list[Work]:
+    def _blocks(self, reader: Reader, generation: int, progress: Progress) -> list[Work]:
         """The blocks to upload, so that files of one directory end up side by side."""
         names: dict[int, tuple[int, bytes]] = {}
-        local: list[tuple[int, int]] = []
+        local: list[tuple[int, int, bool]] = []
+        changed: set[int] = set()
         for key, row in dirty_rows(reader, generation):
             table = codec.table_of(key)
             if row is None:
                 continue
-            if table == codec.DIRENT:
+            if table == codec.ATTR:
+                changed.add(codec.ino_of(key))
+            elif table == codec.DIRENT:
                 names[codec.decode_dirent(row).ino] = (codec.ino_of(key), key[9:])
-            elif table == codec.BLOCK and codec.is_local(row):
-                local.append((codec.ino_of(key), codec.block_index(key)))
+            elif table == codec.BLOCK and ((held := codec.is_held(row)) or codec.is_local(row)):
+                local.append((codec.ino_of(key), codec.block_index(key), held))
         work: list[Work] = []
-        for ino, index in local:
+        for ino, index, held in local:
             attributes = reader.get(codec.attr_key(ino))
-            inode = codec.decode_inode(codec.ino_of(codec.attr_key(ino)), attributes) if attributes else None
+            inode = codec.decode_inode(Ino(ino), attributes) if attributes else None
             length = 0 if inode is None else min(BLOCK_SIZE, max(inode.size - index * BLOCK_SIZE, 0))
             name = names.get(ino) or ((inode.parent, b"") if inode else (0, b""))
-            work.append(Work(name, ino, index, length, 0 if inode is None else inode.size))
+            work.append(Work(name, ino, index, length, 0 if inode is None else inode.size, held))
         work.sort(key=lambda w: (w.name, w.ino, w.index))
+        with_data = {one.ino for one in work}
+        progress.plan(len(changed | with_data), sum(one.length for one in work))
+        # Of these there is nothing to send but a row.
+        progress.prepared(len(changed - with_data))
+        progress.done(len(changed - with_data), 0, 0)
         return work
 
     @staticmethod
@@ -376,7 +434,7 @@ class Committer:
     # --- folding --------------------------------------------------------------------------------------------------
 
     def _fold(
-        self, reader: Reader, changed: list[Row], resolved: dict[bytes, bytes | None]
+        self, reader: Reader, changed: list[Row], resolved: dict[bytes, bytes | None], left: Left
     ) -> tuple[tuple[SegmentRef, ...], list[SegmentRef]]:
         """New partitions where something has changed since the old ones. Returns all, and the new ones."""
         keys = sorted({key for key, _ in changed} | {key for key, _ in reader.scan(b"changed", b"")})
@@ -392,7 +450,8 @@ class Committer:
             if at == first:
                 base.append(ref)
                 continue
-            fresh = [self._put_segment(rows, start) for start, rows in self._pieces(reader, ref.start, end, resolved)]
+            pieces = self._pieces(reader, ref.start, end, resolved, left)
+            fresh = [self._put_segment(rows, start) for start, rows in pieces]
             written.extend(fresh)
             base.extend(fresh)
         if not base or base[0].start:
@@ -403,16 +462,16 @@ class Committer:
         return tuple(base), written
 
     def _pieces(
-        self, reader: Reader, start: bytes, end: bytes | None, resolved: dict[bytes, bytes | None]
+        self, reader: Reader, start: bytes, end: bytes | None, resolved: dict[bytes, bytes | None], left: Left
     ) -> Iterator[tuple[bytes, list[Row]]]:
         """The rows of a key range as partitions of about 1 MiB, each with its start key."""
         rows: list[Row] = []
         size = 0
-        for key, row in reader.scan(b"rows", start, end):
+        for key, row in shared_rows(reader, start, end):
             value = resolved.get(key, row)
             if not value:
                 continue
-            value = codec.published(key, value)
+            value = left.publish(key, codec.published(key, value))
             if size >= PARTITION_SIZE:
                 yield start, rows
                 start, rows, size = key, [], 0
@@ -430,6 +489,10 @@ class Committer:
     def new_pack(self) -> PackWriter:
         """Any thread: an empty pack, with a name that no other has."""
         return PackWriter(self._lease.epoch, next(self._pack_numbers))
+
+
+def _is_inline(key: bytes, row: bytes) -> bool:
+    return codec.table_of(key) == codec.BLOCK and codec.is_inline(row)
 
 
 def _concerns(key: bytes, left: Left) -> bool:

@@ -25,22 +25,25 @@ class Evictor:
         self._overlay = overlay
         self._packs = packs
         self.overlay_size = 0
+        self.still = trio.Lock()
+        """Held while rows are changed here. Whoever holds it has them to himself on a read-only mount."""
 
     async def shrink(self, limit: int) -> int:
         """Drop the overlay files that are only copies of packs until all fits in `limit` bytes. Returns bytes freed."""
-        found = await trio.to_thread.run_sync(self._overlay.usage)
-        self.overlay_size = sum(size for _, size, _ in found)
-        target = limit if self.overlay_size + self._packs.size <= limit else int(limit * _LOW_WATER)
-        freed = 0
-        for number, (_, size, ino) in enumerate(sorted(found)):
-            if self.overlay_size - freed + self._packs.size <= target:
-                break
-            if self.evict(ino):
-                freed += size
-            if number % _AT_ONCE == 0:
-                await trio.lowlevel.checkpoint()
-        self.overlay_size -= freed
-        return freed
+        async with self.still:
+            found = await trio.to_thread.run_sync(self._overlay.usage)
+            self.overlay_size = sum(size for _, size, _ in found)
+            target = limit if self.overlay_size + self._packs.size <= limit else int(limit * _LOW_WATER)
+            freed = 0
+            for number, (_, size, ino) in enumerate(sorted(found)):
+                if self.overlay_size - freed + self._packs.size <= target:
+                    break
+                if self.evict(ino):
+                    freed += size
+                if number % _AT_ONCE == 0:
+                    await trio.lowlevel.checkpoint()
+            self.overlay_size -= freed
+            return freed
 
     async def drop_all(self) -> int:
         """Drop every copy of what the store has, and wait until the room is really free. Returns bytes freed."""
@@ -52,6 +55,8 @@ class Evictor:
 
     def evict(self, ino: int) -> bool:
         """Drop one file's resident blocks; False when any of its blocks has no other copy."""
+        if ino in self._index.kept:
+            return False  # without a look at its rows: there may be many such files
         if self._overlay.is_unsaved(ino) or self._overlay.is_frozen(ino) or self._index.is_detached(ino):
             return False
         try:

@@ -1,6 +1,6 @@
 """Garbage: what no commit that is kept leads to goes away. docs/GC.md has the rules and why they are safe.
 
-    survey    list the objects; read the commits that are kept, and their segments
+    survey    list the objects; read the commits that are kept (`retain`, `pins`), and their segments
     condemn   between two commits: packs that nothing leads to are never used again, and the cache forgets them
     sweep     delete commits, segments, and the packs that were condemned before the newest commit was made
     repack    packs that are mostly dead: write their live frames anew, and have the next commit lead there
@@ -10,38 +10,45 @@ Dying at any step leaves garbage, and nothing else.
 
 from __future__ import annotations
 
-import logging
+import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from typing import Final
 
+from wsfs.errors import NotFoundError
 from wsfs.index.base import Standing
 from wsfs.index.index import Index
 from wsfs.index.tables import Reader, Writer
+from wsfs.log import get_log
 from wsfs.repo import codec
+from wsfs.repo.fork import FORKS, forked
+from wsfs.repo.frame import dump_json
 from wsfs.store.base import ObjectInfo, Store
 from wsfs.sync.commit import Committer, OnOwner
 from wsfs.sync.lease import Lease
+from wsfs.sync.pins import PREFIX as PINS
+from wsfs.sync.pins import pinned
 from wsfs.sync.repack import Repacker, Usage
+from wsfs.sync.retain import READERS, Policy
 from wsfs.sync.survey import (
-    PIN_RETENTION,
-    RETENTION,
     Listing,
     Live,
-    Policy,
     Survey,
     epoch_in,
     list_objects,
+    mark_of,
+    marked,
     pack_id,
-    retained,
     seq_in,
 )
 
-log = logging.getLogger(__name__)
+log = get_log(__name__)
 
 INTERVAL: Final = 600.0
 """Seconds between two collections, at least, and before the first."""
@@ -89,6 +96,10 @@ class _Plan:
     """What is to go, in order of its deletion, and what is in use."""
 
     standing: Standing
+    live: Live
+    listing: Listing
+    marks: list[str]
+    pins: list[str]
     commits: list[tuple[str, int]]
     segments: list[tuple[str, int]]
     packs: list[tuple[str, int]]
@@ -109,8 +120,8 @@ class Collector:
         on_owner: OnOwner,
         committer: Committer,
         *,
-        policy: Policy = retained,
-        grace: float = RETENTION,
+        policy: Policy,
+        grace: float = READERS,
         interval: float = INTERVAL,
         clock: Callable[[], float] = time.monotonic,
         stopping: Callable[[], bool] = lambda: False,
@@ -132,6 +143,9 @@ class Collector:
         )
         self._condemned: dict[int, int] = {}
         self._known: frozenset[int] = frozenset()
+        self._held: Counter[str] = Counter()
+        self._going: frozenset[str] = frozenset()
+        self._deciding = threading.Lock()
         self._collected_at = clock()
         self._collected_seq = 0
 
@@ -139,6 +153,31 @@ class Collector:
         """Whether there may be something to do: a while has passed, and there is another commit."""
         waited = self._clock() - self._collected_at >= self._interval
         return waited and self._lease.head.seq != self._collected_seq
+
+    @contextmanager
+    def holding(self, commit: str) -> Iterator[None]:
+        """Any thread: a commit, and all it leads to, stays while the body runs. Its rows may be made anew meanwhile.
+
+        Raises NotFoundError when it is about to be deleted already. May block for as long as a collection decides.
+        """
+        self.hold(commit)
+        try:
+            yield
+        finally:
+            self.let_go(commit)
+
+    def hold(self, commit: str) -> None:
+        """Any thread: like `holding`, until `let_go` was called as often."""
+        with self._deciding:
+            if commit in self._going:
+                raise NotFoundError(f"the save point '{commit}' is not kept any more, and is being deleted")
+            self._held[commit] += 1
+
+    def let_go(self, commit: str) -> None:
+        """Any thread: undo one `hold`."""
+        with self._deciding:
+            self._held[commit] -= 1
+            self._held += Counter()  # without those that nobody holds
 
     def collect(self) -> Collected:
         """One collection. Raises StoreError, FencedError, CacheError, and FormatError when a commit that is kept is
@@ -155,20 +194,24 @@ class Collector:
         if self._index.unloaded():
             return
         listing = list_objects(self._store)
+        self._lease.measured(listing.size)
         self._reached("listed")
         # What takes long is read here, so that no commit has to wait for it; then again, for what came since.
         self._look(listing)
-        with self._committer.busy:
+        with self._committer.busy, self._deciding:
             if self._index.pending is not None:
                 return  # which commit is the newest is not known
             standing, live = self._look(listing)
             self._reached("surveyed")
             plan = self._condemn(standing, live, listing)
+            self._going = frozenset(listing.commits.keys() - live.commits.keys())
         self._collected_seq = standing.seq
         done.condemned = len(self._condemned)
         self._sweep(plan, done)
+        self._lease.grew(-done.bytes)
         done.condemned -= done.packs
-        done.repacked, done.sent = self._repacker.repack(plan.usage, listing)
+        done.repacked, done.sent = self._repacker.repack(plan.usage, listing, plan.live.lasting)
+        self._lease.grew(done.sent)
 
     def _check_time(self) -> None:
         if self._stopping():
@@ -181,7 +224,9 @@ class Collector:
         assert standing is not None
         head = self._lease.head
         known = head.commit_digest if head.commit == standing.commit else None
-        return standing, self._survey.live(standing.commit, listing, head_digest=known, known=self._known)
+        return standing, self._survey.live(
+            standing.commit, listing, head_digest=known, known=self._known, held=tuple(self._held)
+        )
 
     def _flush(self) -> None:
         """Have LMDB hold every row."""
@@ -229,7 +274,7 @@ class Collector:
         }
         alive_again = self._condemned.keys() & (live.packs | usage.packs.keys())
         if alive_again:  # cannot be; but if it is, they are needed
-            log.error("condemned packs are in use, they are kept: %s", sorted(alive_again))
+            log.error("condemned packs are in use, they are kept", packs=sorted(alive_again))
         fresh = dead - self._condemned.keys()
         if fresh:
             self._committer.forget_uploaded()
@@ -239,10 +284,19 @@ class Collector:
         self._reached("condemned")
         # A commit of this epoch has been made since: whoever stands on an older one can make no more.
         due = sorted(number for number, seq in self._condemned.items() if seq < standing.seq)
+        # A newer holder's marks are for commits that this history does not have.
+        stale = [
+            key
+            for key in listing.marks
+            if (old := marked(key)) not in live.commits and epoch_in(old) <= epoch and seq_in(old) < standing.seq
+        ]
         return _Plan(
             standing,
-            self._old(listing.commits.items(), live.commits, epoch, by_age=False)
-            + [(key, info.size) for key, info in listing.pins.items() if info.age >= PIN_RETENTION],
+            live,
+            listing,
+            stale,
+            sorted(live.expired),
+            self._old(listing.commits.items(), live.commits, epoch, by_age=False),
             self._old(listing.segments.items(), live.segments, epoch, by_age=True),
             [(listing.packs[number].key, listing.packs[number].size) for number in due],
             usage,
@@ -263,11 +317,24 @@ class Collector:
 
     def _sweep(self, plan: _Plan, done: Collected) -> None:
         """Delete from the top down: what is left of a half deleted commit leads to nothing that is missing unseen."""
-        if not (plan.commits or plan.segments or plan.packs):
+        if not (plan.marks or plan.pins or plan.commits or plan.segments or plan.packs):
             return
         # Not needed for safety (a fenced collector deletes nothing that anybody uses), but it may be time to stop.
         self._lease.refresh()
+        pins = {info.key: info.age for info in self._store.list(PINS)}
+        going = dict(plan.commits)
+        forks = {info.key for info in self._store.list(FORKS)}
+        fresh = [pinned(key) for key in pins.keys() - plan.listing.pins.keys()]
+        fresh += [forked(key) for key in forks - plan.listing.forks.keys()]
+        if any(commit in going for commit in fresh):
+            log.info("a save point was pinned or forked meanwhile: garbage is collected later")
+            return
+        for commit in sorted(plan.live.lonely):
+            if mark_of(commit) not in plan.listing.marks:
+                self._store.put(mark_of(commit), dump_json({"commit": commit}))
         self._reached("confirmed")
+        for key in (*plan.marks, *(key for key in plan.pins if pins.get(key, 0.0) >= self._grace)):
+            self._store.delete(key)
         for size in self._delete(plan.commits, "commits"):
             done.commits += 1
             done.bytes += size
@@ -283,9 +350,11 @@ class Collector:
         rest = iter(objects)
         with ThreadPoolExecutor(_DELETERS, "wsfs-delete") as pool:
             while not self._stopping() and (batch := list(islice(rest, _BATCH))):
+                # A machine may have been suspended in between. Not needed for safety, as long as all keep alike.
+                self._lease.refresh()
                 gone = pool.map(self._store.delete, [key for key, _ in batch])
                 for (key, size), _ in zip(batch, gone, strict=True):
-                    log.debug("deleted: key=%s size=%d", key, size)
+                    log.debug("deleted", key=key, size=size)
                     yield size
                 self._reached(f"{kind} deleted")
 

@@ -19,6 +19,7 @@ from typing import Final
 from wsfs.errors import FencedError, LeaseHeldError, StoreError
 from wsfs.repo.frame import digest
 from wsfs.repo.head import Head, HeadVersion, Holder, State, fenced, read_head, swap_head
+from wsfs.repo.ledger import Ledger
 from wsfs.repo.manifest import Manifest, encode_manifest
 from wsfs.repo.workspace import new_nonce, timestamp
 from wsfs.store.base import Store
@@ -33,10 +34,11 @@ def boot_id() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
-def this_process(clock: Callable[[], float] = time.time) -> Holder:
+def this_process(clock: Callable[[], float] = time.time, *, cache: str = "") -> Holder:
+    """Us, as a holder. `cache` names a lock that we have: `CacheDirectory.lock_id`."""
     # Process ids mean something within one boot and one pid namespace (a container) only.
     namespace = Path("/proc/self/ns/pid").stat().st_ino
-    return Holder(socket.gethostname(), os.getpid(), f"{boot_id()}/{namespace}", timestamp(clock()))
+    return Holder(socket.gethostname(), os.getpid(), f"{boot_id()}/{namespace}", timestamp(clock()), cache)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +57,8 @@ def obstacle(version: HeadVersion, me: Holder) -> Waiting | None:
     here = holder.boot_id == me.boot_id and holder.host == me.host
     if here and (holder.pid == me.pid or not _alive(holder.pid)):
         return None  # it crashed here: nothing of it can write any more
+    if holder.cache and holder.cache == me.cache and _boot(holder) == _boot(me):
+        return None  # it had the lock that we have now, so it has ended, in whatever container
     if version.age is not None and version.age > SILENT_SECONDS:
         return None
     age = "an unknown time" if version.age is None else f"{version.age:.0f} s"
@@ -62,6 +66,10 @@ def obstacle(version: HeadVersion, me: Holder) -> Waiting | None:
     if head.state == State.STOPPING:
         return Waiting(f"{who} is still saving it", worth=True)
     return Waiting(f"it is mounted on {who}", worth=False)
+
+
+def _boot(holder: Holder) -> str:
+    return holder.boot_id.partition("/")[0]
 
 
 def _alive(pid: int) -> bool:
@@ -82,7 +90,11 @@ def _alive(pid: int) -> bool:
 class Lease:
     """The right to commit. Thread safe: one swap of HEAD at a time."""
 
-    def __init__(self, store: Store, version: HeadVersion, holder: Holder) -> None:
+    def __init__(
+        self, store: Store, version: HeadVersion, holder: Holder, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._clock = clock
+        self._grown = 0
         self._store = store
         self._version = version
         self._holder = holder
@@ -104,7 +116,7 @@ class Lease:
             version.head,
             epoch=version.head.epoch + 1,
             nonce=new_nonce(),
-            state=State.RUNNING,
+            state=State.STARTING,
             reason="",
             holder=me,
         )
@@ -123,9 +135,25 @@ class Lease:
         return self._version.head.epoch
 
     @property
+    def host(self) -> str:
+        """The machine that holds it."""
+        return self._holder.host
+
+    @property
     def fenced(self) -> FencedError | None:
         """Set for good once another mount has taken over."""
         return self._fenced
+
+    def grew(self, by: int) -> None:
+        """So many bytes have come into the bucket or, below 0, gone: the next change of HEAD has it in its ledger."""
+        with self._lock:
+            self._grown += by
+
+    def measured(self, stored: int) -> None:
+        """All objects together have so many bytes. It corrects what the ledger has missed, as after a crash."""
+        with self._lock:
+            ledger = self._version.head.ledger or Ledger()
+            self._grown = stored - ledger.stored
 
     def publish(self, manifest: Manifest, nonce: str, state: State) -> None:
         """Make a commit HEAD. Raises FencedError; TransientStoreError when it is not known whether it happened."""
@@ -166,6 +194,9 @@ class Lease:
             if self._released:
                 return
             head: Head = replace(self._version.head, **changes)  # type: ignore[arg-type]
+            grown, stopped = self._grown, release and head.state == State.STOPPED
+            ledger = (head.ledger or Ledger()).changed(timestamp(self._clock()), grown, stopped=stopped)
+            head = replace(head, ledger=ledger)
             try:
                 self._version = swap_head(self._store, self._version, head, self._unanswered)
             except FencedError as exc:
@@ -177,6 +208,7 @@ class Lease:
             # HEAD has a new ETag: none of those can be applied any more.
             self._unanswered.clear()
             self._released = release
+            self._grown -= grown
 
 
 def wait_for(

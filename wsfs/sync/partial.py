@@ -8,15 +8,19 @@ Names, attributes and directories are never left out, except those of the files 
 
 Where none of these is certain (a file with several names, one that was renamed and changed) the file cannot be left
 out, and is sent first. What was left out stays dirty, for the next commit.
+
+What `.wsfsignore` keeps on this machine is left out of every commit. It is not dirty, so nothing of it has to be looked
+at: only the directories that have such entries are published with fewer.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
+from wsfs.index.kept import Fewer, Kept
 from wsfs.index.tables import Reader, Writer
 from wsfs.model import ROOT_INO, Ino, Inode
 from wsfs.repo import codec
@@ -31,6 +35,7 @@ CACHES: Final = frozenset({b"__pycache__", b".cache", b"node_modules", b"site-pa
 MUST, SMALL_FILES, LARGE_FILES, CACHED = range(4)
 
 _U64 = struct.Struct(">Q")
+_NONE = Fewer(0, 0)
 
 Rows = dict[bytes, bytes | None]
 
@@ -49,7 +54,8 @@ class Choice:
 
 @dataclass(slots=True)
 class Left:
-    """What a commit leaves out. `parents`: how many entries fewer a directory has; `before`: the bucket's own rows."""
+    """What a commit leaves out. `parents`: how many entries fewer a directory has; `before`: the bucket's own rows;
+    `kept`: what directories have fewer because it never leaves this machine."""
 
     inodes: set[int] = field(default_factory=set)
     keys: set[bytes] = field(default_factory=set)
@@ -58,6 +64,13 @@ class Left:
     files: int = 0
     size: int = 0
     before: Rows = field(default_factory=dict)
+    kept: Mapping[int, Fewer] = field(default_factory=dict)
+
+    def stays_here(self, kept: Kept) -> None:
+        """At the freeze: what stays on this machine is left out."""
+        self.kept = kept.fewer()
+        self.files += kept.files
+        self.size += kept.bytes
 
     def add(self, ino: int, choice: Choice) -> None:
         self.inodes.add(ino)
@@ -71,10 +84,15 @@ class Left:
 
     def publish(self, key: bytes, row: bytes) -> bytes:
         """A row as the commit holds it."""
-        if key[8:9] == codec.ATTR and (fewer := self.parents.get(codec.ino_of(key))):
-            directory = codec.decode_inode(codec.ino_of(key), row)
-            return codec.encode_inode(directory._replace(size=directory.size - fewer))
-        return row
+        if key[8:9] != codec.ATTR or not (self.parents or self.kept):
+            return row
+        ino = codec.ino_of(key)
+        entries, directories = self.kept.get(ino, _NONE)
+        entries += self.parents.get(ino, 0)
+        if not entries:
+            return row
+        inode = codec.decode_inode(ino, row)
+        return codec.encode_inode(inode._replace(size=inode.size - entries, nlink=inode.nlink - directories))
 
     def keep_dirty(self, txn: Writer, generation: int) -> None:
         """In the transaction that notes the commit: what is left out counts as changed after it."""
@@ -180,9 +198,12 @@ class Plan:
 
     def _is_cached(self, directory: int) -> bool:
         """Whether a directory is one of CACHES, or lies below one."""
-        path: list[int] = []
+        path: dict[int, None] = {}
         while (known := self._cached.get(directory)) is None:
-            path.append(directory)
+            if directory in path:  # a damaged workspace: directories that lie in each other
+                known = False
+                break
+            path[directory] = None
             parent, name = self._place(directory)
             if name in CACHES:
                 known = True

@@ -6,8 +6,7 @@ then: the old packs die with the commits that lead to them.
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
@@ -15,19 +14,21 @@ from wsfs.errors import FormatError, NotFoundError
 from wsfs.index.base import note_frame
 from wsfs.index.index import Batch, Index
 from wsfs.index.tables import Writer
+from wsfs.log import get_log
 from wsfs.model import FrameLoc, Packed, pack_key
 from wsfs.repo import codec
 from wsfs.repo.pack import TARGET_SIZE, Frame, PackWriter, open_frame
 from wsfs.store.base import Store
+from wsfs.store.sealed import read_range
 from wsfs.sync.commit import OnOwner
 from wsfs.sync.survey import Listing, pack_id
 
-log = logging.getLogger(__name__)
+log = get_log(__name__)
 
 SPARSE: Final = 0.5
 """A pack of which less than this is live is written anew."""
 
-SLACK: Final = 1.4
+SLACK: Final = 1.25
 """And the sparsest others as well, until all packs together are at most this many times as large as what is live."""
 
 AT_ONCE: Final = 256 << 20
@@ -99,12 +100,14 @@ class Repacker:
         self._stopping = stopping
         self._reached = reached
 
-    def repack(self, usage: Usage, listing: Listing) -> tuple[int, int]:
+    def repack(self, usage: Usage, listing: Listing, lasting: Container[int] = ()) -> tuple[int, int]:
         """Move the live frames of sparse packs. Returns how many packs were left, and the bytes sent.
+
+        Packs in `lasting` stay whatever the rows here say: nothing would be gained.
 
         Raises StoreError, CacheError. Frames that cannot be read, or are damaged, stay where they are.
         """
-        chosen = choose(usage, listing, self._grace)
+        chosen = choose(usage, listing, self._grace, lasting)
         if not chosen or self._stopping():
             return 0, 0
         moves = self._rows_in(chosen)
@@ -162,9 +165,9 @@ class Repacker:
             start = run[0].loc.offset
             end = max(move.loc.offset + move.loc.stored_length for move in run)
             try:
-                data = self._store.get(key, start, end - start).data
+                data = read_range(self._store, key, start, end - start)
             except NotFoundError:
-                log.error("the pack '%s' is missing: run 'wsfs fsck %s'", key, self._store.url)
+                log.error("a pack is missing", key=key, remedy=f"run 'wsfs fsck {self._store.url}'")
                 continue
             for move in run:
                 loc = move.loc
@@ -172,7 +175,9 @@ class Repacker:
                 try:
                     open_frame(stored, loc)
                 except FormatError as exc:
-                    log.error("a frame in '%s' is damaged (%s): run 'wsfs fsck --data'", key, exc)
+                    log.error(
+                        "a frame is damaged", key=key, error=exc, remedy=f"run 'wsfs fsck {self._store.url} --data'"
+                    )
                     continue
                 found[loc.offset] = Frame(stored, loc.raw_length, loc.codec, loc.digest)
         return found
@@ -204,9 +209,9 @@ class Repacker:
         index.apply(batch)
 
 
-def choose(usage: Usage, listing: Listing, grace: float) -> set[int]:
+def choose(usage: Usage, listing: Listing, grace: float, lasting: Container[int] = ()) -> set[int]:
     """The packs to write anew: the sparsest first; none that is young, for what changes often dies by itself."""
-    sizes = {pack: listing.packs[pack].size for pack in usage.packs if pack in listing.packs}
+    sizes = {pack: listing.packs[pack].size for pack in usage.packs if pack in listing.packs and pack not in lasting}
     live = {pack: min(usage.needs(pack), size) for pack, size in sizes.items()}
     total, needed = sum(sizes.values()), sum(live.values())
     chosen: set[int] = set()

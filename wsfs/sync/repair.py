@@ -21,14 +21,15 @@ from wsfs.model import (
     Inline,
     Ino,
     Inode,
+    Packed,
 )
 from wsfs.repo import codec
 from wsfs.repo.workspace import Format
 from wsfs.sync.verify import Census, Name, Problem, judge
+from wsfs.text import printable
 
 LOST_AND_FOUND: Final = b"lost+found"
 _ROUNDS: Final = 100
-_DIRECTORY: Final = stat.S_IFDIR >> 12
 
 _ORDER: Final = (
     "root",
@@ -88,6 +89,11 @@ class Repairer:
             for key, why in census.bad_rows:
                 self.fixes[key] = None
                 self._say(f"removed a row of {self._path(codec.ino_of(key))}: {why}")
+            return True
+        if census.resident:
+            for ino, index, loc in census.resident:
+                self.fixes[codec.block_key(ino, index)] = codec.encode_block(Packed(loc))
+                self._say(f"corrected a row of {self._path(ino)} that spoke of a cache")
             return True
         problems: dict[str, list[Problem]] = {}
         for problem in judge(census):
@@ -320,8 +326,7 @@ class Repairer:
 
 
 def _text(name: bytes) -> str:
-    text = name.decode("utf-8", "backslashreplace")
-    return text if text.isprintable() else text.encode("unicode_escape").decode()
+    return printable(name)
 
 
 def _range(index: int, size: int) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Final, TypeVar
 from uuid import UUID
@@ -17,6 +18,7 @@ from uuid import UUID
 from wsfs.data.files import Files
 from wsfs.data.overlay import Overlay
 from wsfs.data.packcache import PackCache
+from wsfs.disk import sync_directory
 from wsfs.errors import (
     CacheError,
     ForeignWorkspaceError,
@@ -32,16 +34,32 @@ from wsfs.model import MARKER_INO, MARKER_NAME, ROOT_INO, Ino, Packed
 from wsfs.repo import codec
 from wsfs.repo.head import HeadVersion, Holder, State, read_head
 from wsfs.repo.manifest import Manifest
-from wsfs.repo.segment import decode_segment
 from wsfs.repo.workspace import Format, read_format
 from wsfs.store.base import Store
 from wsfs.store.probe import PROBE_KEY, check_conditional_writes
+from wsfs.sync.history import as_of, find, save_points
 from wsfs.sync.lease import Lease, best_effort, boot_id, wait_for
 from wsfs.sync.load import Loader, read_manifest
+from wsfs.sync.recover import Recovery, lost_in, set_damaged_aside, unsaved_in
 from wsfs.tree.namespace import Namespace
 
 T = TypeVar("T")
 Tell = Callable[[str], None]
+Reached = Callable[[str], None]
+
+STEPS: Final = (
+    "locked",
+    "replayed",
+    "leased",
+    "settled",
+    "set aside",
+    "emptied",
+    "standing",
+    "swept",
+    "demoted",
+    "verified",
+)
+"""What `reached` is called with, in this order; steps that have nothing to do are left out."""
 
 PATIENCE: Final = 5.0
 """How long a mount waits for a holder that shows no sign of stopping: it may have been unmounted just now."""
@@ -67,13 +85,47 @@ class CacheDirectory:
         self._boot = path / "boot"
         self.crashed = self._boot.exists() and not self._clean.exists()
         """Whether the last daemon here did not close it in order."""
-        self.rebooted = self._boot.exists() and self._boot.read_text() != boot_id()
-        """Whether the machine was started anew since it was last found in order, or brought there."""
+        self.rebooted = self._boot.exists() and self._boot.read_text() != self._here()
+        """Whether the machine was started anew since it was last found in order, or this is a copy of it."""
         self._clean.unlink(missing_ok=True)
+
+    @property
+    def lock_id(self) -> str:
+        """What tells our lock from that of every other cache directory, a copy of this one included, for as long as
+        somebody has it: the number of its file."""
+        status = os.fstat(self._lock)
+        return f"{status.st_dev:x}:{status.st_ino:x}"
 
     def repaired(self) -> None:
         """What a reboot may have left is in order now. A start that fails must not hide it from the next one."""
-        self._boot.write_text(boot_id())
+        try:
+            self._boot.write_text(self._here())
+        except OSError as exc:
+            # On a full disk an old or an empty note does as well. Without any, no crash would show.
+            if not self._boot.exists():
+                raise CacheError(f"the cache directory {self.path} cannot be used: {exc.strerror}") from exc
+
+    def _here(self) -> str:
+        """This boot of this machine, and this very directory: a copy of a living cache may be torn as well."""
+        return f"{boot_id()} {self.path.stat().st_ino}"
+
+    def set_aside(self, kind: str) -> Path:
+        """Give what is in `local` a name that says when, and that nothing else has. Raises CacheError.
+
+        One rename: a crash leaves all of it here, or all of it there.
+        """
+        stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+        names = (f"{kind}-{stamp}" + (f"-{number}" if number > 1 else "") for number in count(1))
+        aside = next(path for path in map(self.path.joinpath, names) if not path.exists())
+        try:
+            self.local.rename(aside)
+            sync_directory(self.path)  # what comes in its place must not become durable before it
+        except OSError as exc:
+            raise CacheError(
+                f"{self.local} cannot be set aside ({exc.strerror}): free the cache disk, or mount with"
+                " another --cache-dir"
+            ) from exc
+        return aside
 
     def _wait(self, tell: Tell, sleep: Callable[[float], None]) -> None:
         told = False
@@ -87,7 +139,8 @@ class CacheDirectory:
                     os.close(self._lock)
                     raise LeaseHeldError(
                         f"the cache directory {self.path} is in use by process {note.get('pid', '?')}, which has the"
-                        f" workspace mounted at {note.get('mountpoint', '?')}: unmount it there first"
+                        f" workspace mounted at {note.get('mountpoint', '?')}: 'wsfs umount' that first, or give"
+                        f" this mount a directory of its own, with --cache-dir {self.path}-2"
                     ) from None
                 if not told and waited >= 0.5:
                     tell("waiting for the previous mount to finish saving")
@@ -113,7 +166,8 @@ class CacheDirectory:
     def close(self, *, clean: bool) -> None:
         """Give it up; `clean` says that everything in it is in order and on disk, or will be."""
         if clean:
-            self._clean.touch()
+            with suppress(OSError):  # on a full disk: then the next start looks more closely
+                self._clean.touch()
         os.close(self._lock)
 
 
@@ -130,6 +184,8 @@ class Workspace:
     files: Files
     names: Namespace
     loader: Loader
+    recovered: str = ""
+    """What was restored after a crash, and what was not, on one line; "" if there was no crash."""
 
     def close(self) -> None:
         """Everything local is on disk afterwards. Raises CacheError."""
@@ -154,14 +210,18 @@ def open_workspace(
     *,
     takeover: bool = False,
     read_only: bool = False,
+    at: str | None = None,
     cache_size: int,
     tell: Tell,
+    reached: Reached = lambda _step: None,
 ) -> Workspace:
-    """Verify the workspace at the store, take its lease, and bring the cache up to it.
+    """Verify the workspace at the store, take its lease, and bring the cache up to it; or, read only, up to the save
+    point `at`.
 
     Raises NoWorkspaceError, ForeignWorkspaceError, FormatError, MarkerError, UnsafeStoreError, LeaseHeldError,
     StoreError, CacheError; the lease is given back then.
     """
+    reached("locked")
     with ThreadPoolExecutor(4) as pool:
         probing = None if read_only else pool.submit(check_conditional_writes, store)
         reading = pool.submit(read_format, store)
@@ -177,8 +237,12 @@ def open_workspace(
             probing.result()
     if version.head.workspace != fmt.workspace_id:
         raise ForeignWorkspaceError(f"HEAD and FORMAT at {store.url} belong to different workspaces")
-    local = _Local(cache)
+    if at is not None:
+        assert read_only
+        version = as_of(store, version, find(save_points(store), at))
+    local = _Local(cache, reached)
     try:
+        reached("replayed")
         if read_only:
             return local.open(store, fmt, version, None, cache_size, tell)
         version = wait_for(store, version, me, patience=PATIENCE if not takeover else 0.0, tell=tell)
@@ -187,6 +251,7 @@ def open_workspace(
             manifest = None if local.may_stand_on(version) else pool.submit(read_manifest, store, version.head)
             lease = Lease.take(store, version, me, takeover=takeover)
             try:
+                reached("leased")
                 return local.open(store, fmt, version, lease, cache_size, tell, manifest)
             except WsfsError as exc:
                 reason = str(exc)
@@ -205,9 +270,21 @@ def _forget_probe(store: Store, probing: Future[None] | None) -> None:
 class _Local:
     """What the cache directory holds, on its way to become a workspace."""
 
-    def __init__(self, cache: CacheDirectory) -> None:
+    def __init__(self, cache: CacheDirectory, reached: Reached) -> None:
         self._cache = cache
-        self._attach()
+        self._reached = reached
+        self._recovery = Recovery(power_lost=cache.crashed and cache.rebooted)
+        if self._recovery.power_lost:
+            self._recovery.aside = set_damaged_aside(cache.local, cache.set_aside)
+        try:
+            self._attach()
+        except CacheError:
+            # Damaged by something else, or is it only that nothing can be written here?
+            aside = set_damaged_aside(cache.local, cache.set_aside)
+            if aside is None:
+                raise
+            self._recovery.aside = aside
+            self._attach()
 
     def _attach(self) -> None:
         self._cache.local.mkdir(mode=0o700, exist_ok=True)
@@ -239,41 +316,63 @@ class _Local:
     ) -> Workspace:
         """Bring the rows up to HEAD, repair what a crash has left, and verify the marker."""
         loader = Loader(store, self._index)
-        if not _settle(self._index, fmt, version):
-            if self._index.is_dirty:
+        stands = _settle(self._index, fmt, version)
+        if self._recovery.power_lost and self._recovery.aside is None:
+            self._recovery.lost = lost_in(self._index, self._overlay)
+        self._reached("settled")
+        if not stands:
+            if self._index.is_dirty or self._index.kept:
                 self._keep_unsaved(tell)
+                self._reached("set aside")
                 loader = Loader(store, self._index)
             for ino in list(self._overlay.inodes()):
                 self._overlay.drop(ino)
+            self._reached("emptied")
             loader.start_from(manifest.result() if manifest is not None else read_manifest(store, version.head))
+            self._reached("standing")
         index, overlay = self._index, self._overlay
         packs = PackCache(self._cache.path, store, cache_size)
         files = Files(index, overlay, packs)
+        overlay.reap(index.serial)  # all that was replayed is in LMDB: what is dropped now can go at once
         workspace = Workspace(fmt, version, lease, index, overlay, packs, files, Namespace(index, files), loader)
         for ino, block in index.local_blocks():
             overlay.dirty.setdefault(ino, set()).add(block)
         if self._cache.crashed:
             _sweep(workspace)
+            self._reached("swept")
         if self._cache.rebooted:
             _demote_residents(workspace)
-        if index.recovered:
-            count = len(index.dirty_inodes)
-            tell(f"recovered after a crash: {index.recovered} operations replayed, {count} unsaved files are kept")
+            self._reached("demoted")
+        workspace.recovered = self._account(index, store)
+        if workspace.recovered:
+            tell(workspace.recovered)
         self._cache.repaired()
         verify_marker(workspace)
+        self._reached("verified")
         return workspace
 
+    def _account(self, index: Index, store: Store) -> str:
+        """What was restored, and by name what was not."""
+        recovery = self._recovery
+        recovery.operations, recovery.unsaved = index.recovered, len(index.dirty_inodes)
+        if recovery.aside is not None:
+            recovery.lost = unsaved_in(recovery.aside, store, index)
+        return recovery.line(self._cache.path)
+
     def _keep_unsaved(self, tell: Tell) -> None:
-        """Set aside what was never saved and builds on a commit that is not HEAD any more."""
+        """Set aside what was never saved and builds on a commit that is not HEAD any more; what stays on this machine
+        has its place in that commit, so it goes along."""
+        what, remedy = "changes that were never saved", ""
+        if not self._index.is_dirty:
+            what = "files that stay on this machine (.wsfsignore)"
+            remedy = "; remove that directory if nothing in it is needed"
         self._index.close()
         self._overlay.close()
-        # One rename: a crash leaves all of it here, or all of it there.
-        aside = self._cache.path / f"unsaved-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{os.getpid()}"
-        self._cache.local.rename(aside)
+        aside = self._cache.set_aside("unsaved")
         self._attach()
         tell(
-            "changes that were never saved build on a commit that is not the newest any more: they were kept in"
-            f" {aside}, and this mount starts from the newest commit"
+            f"{what} build on a commit that is not the newest any more: they were kept in {aside}, and this mount"
+            f" starts from the newest commit{remedy}"
         )
 
 
@@ -282,7 +381,7 @@ def _settle(index: Index, fmt: Format, version: HeadVersion) -> bool:
     pending = index.pending
     if pending is not None:
         if version.head.commit == pending.standing.commit:
-            index.advance(pending, decode_segment(pending.blocks))
+            index.advance(pending, pending.block_rows())
         else:
             index.rewrite(drop_pending)
         index.reload()
@@ -314,7 +413,7 @@ def _demote_residents(workspace: Workspace) -> None:
                 batch.put_clean(key, codec.encode_block(Packed(block.loc)))
         if batch.ops:
             index.apply(batch)
-        if ino not in workspace.overlay.dirty:
+        if ino not in workspace.overlay.dirty and ino not in index.kept:
             workspace.overlay.drop(ino)
 
 

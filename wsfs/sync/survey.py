@@ -5,63 +5,40 @@ Everything here is read from immutable objects, so what was read once stays true
 
 from __future__ import annotations
 
-import logging
 import re
 from bisect import bisect_left
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Callable, Collection, Container, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import islice, zip_longest
-from typing import Final, TypeVar
+from itertools import islice, pairwise, zip_longest
+from typing import Final, NamedTuple, TypeVar
 
 from wsfs.errors import FormatError, NotFoundError
+from wsfs.log import get_log
 from wsfs.repo import codec
-from wsfs.repo.frame import digest, dump_json
+from wsfs.repo.fork import FORKS, base_of, forked
+from wsfs.repo.frame import digest
 from wsfs.repo.manifest import Manifest, SegmentRef, decode_manifest
 from wsfs.repo.segment import Row
 from wsfs.store.base import ObjectInfo, Store
 from wsfs.sync.load import read_segment
+from wsfs.sync.pins import pin_of, read_pins
+from wsfs.sync.retain import READERS, Commit, Policy, keep_for, lineage
+from wsfs.values import Retention
 
-log = logging.getLogger(__name__)
+log = get_log(__name__)
 
 T = TypeVar("T")
 
-RETENTION: Final = 3600.0
-"""For how many seconds a commit is kept after the next one has replaced it: readers may still stand on it."""
-
-PIN_RETENTION: Final = 30 * 86400.0
-"""For how many seconds a pinned commit is kept after it was pinned."""
-
-NEWEST: Final = 2
 _READERS: Final = 8
 
 _COMMIT = re.compile(r"commits/(\d{10,})-([0-9a-f]{8})-[0-9a-z]+")
 _PIN = re.compile(r"kept/(\d{10,}-[0-9a-f]{8}-[0-9a-z]+)")
+_MARK = re.compile(r"points/(\d{10,}-[0-9a-f]{8}-[0-9a-z]+)")
+_FORK = re.compile(r"forks/(\d{10,}-[0-9a-f]{8}-[0-9a-z]+)/[0-9a-z-]+")
 _SEGMENT = re.compile(r"meta/([0-9a-f]{8})/[0-9a-z-]+")
 _PACK = re.compile(r"packs/[0-9a-f]{2}/([0-9a-f]{8})-([0-9a-f]{8})")
-
-
-@dataclass(frozen=True, slots=True)
-class Commit:
-    """A commit that HEAD leads to. `superseded`: for how many seconds a newer one has been there; None for HEAD's."""
-
-    key: str
-    position: int
-    superseded: float | None
-
-
-Policy = Callable[[Iterable[Commit]], set[str]]
-"""Which commits are kept. It gets them newest first, one at a time, and stops where the older ones may go."""
-
-
-def retained(commits: Iterable[Commit], retention: float = RETENTION) -> set[str]:
-    """The newest commits, and all that were HEAD less than `retention` seconds ago."""
-    kept = set()
-    for commit in commits:
-        if commit.position >= NEWEST and commit.superseded is not None and commit.superseded >= retention:
-            break
-        kept.add(commit.key)
-    return kept
 
 
 def pack_id(epoch: int, number: int) -> int:
@@ -75,8 +52,16 @@ class Listing:
 
     commits: dict[str, ObjectInfo] = field(default_factory=dict)
     pins: dict[str, ObjectInfo] = field(default_factory=dict)
+    marks: dict[str, ObjectInfo] = field(default_factory=dict)
+    forks: dict[str, ObjectInfo] = field(default_factory=dict)
     segments: dict[str, ObjectInfo] = field(default_factory=dict)
     packs: dict[int, ObjectInfo] = field(default_factory=dict)
+
+    @property
+    def size(self) -> int:
+        """All of them together, in bytes."""
+        kinds = (self.commits, self.pins, self.marks, self.forks, self.segments, self.packs)
+        return sum(info.size for kind in kinds for info in kind.values())
 
 
 def list_objects(store: Store) -> Listing:
@@ -88,14 +73,46 @@ def list_objects(store: Store) -> Listing:
     for info in store.list("kept/"):
         if _PIN.fullmatch(info.key):
             found.pins[info.key] = info
+    for info in store.list("points/"):
+        if _MARK.fullmatch(info.key):
+            found.marks[info.key] = info
+    for info in store.list(FORKS):
+        if _FORK.fullmatch(info.key):
+            found.forks[info.key] = info
     for info in store.list("meta/"):
         if _SEGMENT.fullmatch(info.key):
             found.segments[info.key] = info
+    found.packs.update(_list_packs(store))
+    return found
+
+
+def _list_packs(store: Store) -> Iterator[tuple[int, ObjectInfo]]:
     for info in store.list("packs/"):
         match = _PACK.fullmatch(info.key)
         if match:
-            found.packs[pack_id(int(match[1], 16), int(match[2], 16))] = info
-    return found
+            yield pack_id(int(match[1], 16), int(match[2], 16)), info
+
+
+def pack_sizes(store: Store, listing: Listing) -> dict[int, int]:
+    """The size of each pack that is there: the listed ones, and those that a fork shares with its base.
+
+    Raises StoreError.
+    """
+    sizes = {number: info.size for number, info in listing.packs.items()}
+    base = base_of(store)
+    while base is not None:
+        # Of what a base shares with its own base it has only what is older.
+        epoch, store = base.epoch, base.store
+        sizes.update((number, info.size) for number, info in _list_packs(store) if number >> 32 <= epoch)
+        below = base_of(store)
+        base = below and below._replace(epoch=min(below.epoch, epoch))
+    return sizes
+
+
+def newest_epoch(listing: Listing) -> int:
+    """The highest epoch that any object's name carries; 0 if there is none."""
+    named = [epoch_in(key) for key in (*listing.commits, *listing.segments)]
+    return max([*named, *(number >> 32 for number in listing.packs)], default=0)
 
 
 def epoch_in(key: str) -> int:
@@ -115,31 +132,31 @@ def seq_in(key: str) -> int:
     return int(match[1])
 
 
-def pin(store: Store, commit: str, reason: str) -> str:
-    """Keep a commit, and all that it leads to, for PIN_RETENTION. Returns the name of the pin."""
-    key = pin_of(commit)
-    store.put(key, dump_json({"commit": commit, "reason": reason}))
-    return key
-
-
-def pin_of(commit: str) -> str:
-    """The name of the object that keeps a commit."""
+def mark_of(commit: str) -> str:
+    """The name of the object that says that a commit, whose successor is gone, is one of HEAD's ancestors."""
     seq_in(commit)
-    return "kept/" + commit.removeprefix("commits/")
+    return "points/" + commit.removeprefix("commits/")
 
 
-def pinned(pin_key: str) -> str:
-    """The commit that a pin keeps."""
-    return "commits/" + pin_key.removeprefix("kept/")
+def marked(mark: str) -> str:
+    """The commit that a mark is for."""
+    return "commits/" + mark.removeprefix("points/")
 
 
 @dataclass(frozen=True, slots=True)
 class Live:
-    """What the commits that are kept lead to: their manifests, segments, and packs."""
+    """What the commits that are kept lead to: their manifests, segments, and packs.
+
+    `lonely` are those whose successor is not kept: without a mark nobody would find them. `lasting` are the packs that
+    commits lead to which stay for longer than readers need. `expired` are pins that keep nothing any more.
+    """
 
     commits: dict[str, Manifest]
     segments: set[str]
     packs: set[int]
+    lonely: set[str] = field(default_factory=set)
+    lasting: set[int] = field(default_factory=set)
+    expired: set[str] = field(default_factory=set)
 
 
 class Survey:
@@ -155,9 +172,15 @@ class Survey:
         self._partial: dict[tuple[str, frozenset[bytes]], frozenset[int]] = {}
 
     def live(
-        self, head: str, listing: Listing, *, head_digest: bytes | None = None, known: Container[int] = frozenset()
+        self,
+        head: str,
+        listing: Listing,
+        *,
+        head_digest: bytes | None = None,
+        known: Container[int] = frozenset(),
+        held: Collection[str] = (),
     ) -> Live:
-        """What HEAD's commit, the ones that the policy keeps, and the pinned ones lead to.
+        """What HEAD's commit, the ones that the policy keeps, the pinned ones and those in `held` lead to.
 
         Rows that newer deltas hide from all of them do not count. `known` are packs that are live anyway: partitions
         that lead to no other are not looked at so closely. Raises StoreError, and FormatError when anything cannot be
@@ -165,10 +188,19 @@ class Survey:
         """
         if self._manifest(head, head_digest) is None:
             raise FormatError(f"the workspace at {self._store.url} is damaged: '{head}' is missing")
-        keys = self._policy(self._chain(head, listing))
+        self._read_manifests(listing)
+        history: list[Commit] = []
+        keys = self._policy(self._chain(head, listing, history))
         keys.add(head)
+        lonely = {old.key for new, old in pairwise(history) if old.key in keys and new.key not in keys}
+        lonely |= {one.key for one in history if one.key in keys and mark_of(one.key) in listing.marks}
         commits = {key: found for key in keys if (found := self._manifest(key)) is not None}
-        pins = {key: found for key, found in self._pinned(listing).items() if key not in commits}
+        recent = keep_for(Retention(0, 0, 0))(history)
+        pins, expired = self._pinned(listing)
+        pins |= {key: found for key in held if (found := self._manifest(key)) is not None}
+        # Not among the pins: if what a fork needs cannot be read whole, nothing may be deleted.
+        commits |= {key: found for key in map(forked, listing.forks) if (found := self._manifest(key)) is not None}
+        pins = {key: found for key, found in pins.items() if key not in commits}
         for some, tolerant in ((commits, False), (pins, True)):
             bases = {ref.key: ref for manifest in some.values() for ref in manifest.base}
             deltas = {ref.key: ref for manifest in some.values() for ref in manifest.deltas}
@@ -181,38 +213,52 @@ class Survey:
         self._bases = {key: found for key, found in self._bases.items() if key in segments}
         self._deltas = {key: found for key, found in self._deltas.items() if key in segments}
         self._partial = {key: found for key, found in self._partial.items() if key[0] in segments}
-        return Live(dict(commits), segments, packs)
+        lasting = self._all_packs([one for key, one in commits.items() if key not in recent])
+        return Live(dict(commits), segments, packs, lonely, lasting, expired)
 
     # --- commits --------------------------------------------------------------------------------------------------
 
-    def _pinned(self, listing: Listing) -> dict[str, Manifest]:
-        """The pinned commits, as far as they can be read: one may have been pinned because it is damaged."""
-        found = {}
-        for name, info in listing.pins.items():
-            key = pinned(name)
-            if info.age < PIN_RETENTION and key in listing.commits:
+    def _pinned(self, listing: Listing) -> tuple[dict[str, Manifest], set[str]]:
+        """The pinned commits, as far as they can be read (one may have been pinned because it is damaged), and the
+        names of pins that keep nothing."""
+        found, expired = {}, set()
+        for key, pin in read_pins(self._store, listing.pins.values()).items():
+            # What is pinned while we look is not listed, and is not older than the listing.
+            if pin.expired or (key not in listing.commits and pin.age >= READERS):
+                expired.add(pin_of(key))
+            elif key in listing.commits:
                 try:
                     manifest = self._manifest(key)
                 except FormatError as exc:
-                    log.warning("a pinned commit is damaged: key=%s error=%s", key, exc)
+                    log.warning("a pinned commit is damaged", key=key, error=exc)
                 else:
                     if manifest is not None:
                         found[key] = manifest
-        return found
+        return found, expired
 
-    def _chain(self, head: str, listing: Listing) -> Iterator[Commit]:
-        """HEAD's commit and its ancestors, as far as they are there; each is read only when it is asked for."""
-        key, superseded = head, None
-        position = 0
-        while (manifest := self._manifest(key)) is not None:
-            yield Commit(key, position, superseded)
-            # A commit that is not listed was made after the listing.
-            info = listing.commits.get(key)
-            superseded = max(superseded or 0.0, info.age if info else 0.0)
-            key = manifest.parent
-            position += 1
-            if not key:
-                return
+    def _chain(self, head: str, listing: Listing, history: list[Commit]) -> Iterator[Commit]:
+        """HEAD's commit and its ancestors; they are noted in `history` as they are asked for."""
+        marks = {marked(key) for key in listing.marks}
+        for commit in lineage(head, self._manifest, listing.commits, marks, seq_in):
+            history.append(commit)
+            yield commit
+
+    def _read_manifests(self, listing: Listing) -> None:
+        """Read many at once, where one after the other would take long. What fails is told when it is needed."""
+        unread = [key for key in listing.commits if key not in self._manifests]
+        if len(unread) <= _READERS:
+            return
+
+        def read(key: str) -> None:
+            with suppress(FormatError):
+                self._manifest(key)
+
+        rest = iter(unread)
+        with ThreadPoolExecutor(_READERS, "wsfs-survey") as pool:
+            while batch := list(islice(rest, 4 * _READERS)):
+                self._check_time()
+                for _ in pool.map(read, batch):
+                    pass
 
     def _manifest(self, key: str, expected: bytes | None = None) -> Manifest | None:
         """A commit's manifest, None if it is not there. Raises FormatError, StoreError."""
@@ -243,7 +289,7 @@ class Survey:
             except FormatError as exc:
                 if not tolerant:
                     raise
-                log.warning("a pinned commit is damaged: %s", exc)
+                log.warning("a pinned commit is damaged", key=ref.key, error=exc)
                 return None
 
         rest = iter([ref for ref in refs if ref.key not in known])
@@ -256,18 +302,8 @@ class Survey:
 
     def _visible(self, commits: list[Manifest], known: Container[int]) -> set[int]:
         """The packs that rows lead to which at least one of the commits shows."""
-        above: dict[str, list[frozenset[str]]] = {}
-        bases: dict[str, tuple[SegmentRef, bytes | None]] = {}
-        for manifest in commits:
-            over = [ref.key for ref in manifest.deltas]
-            everything = frozenset(over)
-            ends = [ref.start for ref in manifest.base[1:]]
-            for ref, end in zip_longest(manifest.base, ends):
-                bases[ref.key] = ref, end
-                _note(above.setdefault(ref.key, []), everything)
-            for number, key in enumerate(over):
-                _note(above.setdefault(key, []), frozenset(over[number + 1 :]))
-        hidden = _Hidden(self._deltas)
+        above, bases = layers(commits)
+        hidden = Hidden(self._deltas)
         live: set[int] = set()
         for key, rows in self._deltas.items():
             if key in above:
@@ -288,6 +324,15 @@ class Survey:
             live |= packs
         return live
 
+    def _all_packs(self, commits: list[Manifest]) -> set[int]:
+        """The packs that rows of these commits lead to, those that newer deltas hide included."""
+        packs: set[int] = set()
+        for key in {ref.key for one in commits for ref in one.base}:
+            packs |= self._bases.get(key, frozenset())
+        for key in {ref.key for one in commits for ref in one.deltas}:
+            packs.update(pack for pack in self._deltas.get(key, {}).values() if pack)
+        return packs
+
     def _shown(self, ref: SegmentRef, gone: frozenset[bytes]) -> frozenset[int]:
         """The packs that the rows of a partition lead to, without those that are hidden."""
         found = self._partial.get((ref.key, gone))
@@ -301,10 +346,33 @@ class Survey:
         return found
 
 
-class _Hidden:
+class Layers(NamedTuple):
+    """How the segments of some commits lie over each other: for each segment the sets of deltas that lie over it in one
+    of them, and for each partition where it ends."""
+
+    above: dict[str, list[frozenset[str]]]
+    bases: dict[str, tuple[SegmentRef, bytes | None]]
+
+
+def layers(commits: list[Manifest]) -> Layers:
+    """How the segments of these commits lie over each other."""
+    found = Layers({}, {})
+    for manifest in commits:
+        over = [ref.key for ref in manifest.deltas]
+        everything = frozenset(over)
+        ends = [ref.start for ref in manifest.base[1:]]
+        for ref, end in zip_longest(manifest.base, ends):
+            found.bases[ref.key] = ref, end
+            _note(found.above.setdefault(ref.key, []), everything)
+        for number, key in enumerate(over):
+            _note(found.above.setdefault(key, []), frozenset(over[number + 1 :]))
+    return found
+
+
+class Hidden:
     """Which block rows deltas hide; each answer is worked out once."""
 
-    def __init__(self, deltas: dict[str, dict[bytes, int]]) -> None:
+    def __init__(self, deltas: Mapping[str, Collection[bytes]]) -> None:
         self._deltas = deltas
         self._found: dict[tuple[frozenset[str], ...], frozenset[bytes]] = {}
         self._sorted: dict[frozenset[bytes], list[bytes]] = {}

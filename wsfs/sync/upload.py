@@ -2,34 +2,40 @@
 
 from __future__ import annotations
 
-import logging
+import contextlib
+import os
+import threading
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from itertools import islice
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
-from wsfs.data.overlay import Overlay
+from wsfs.data.packcache import PackCache, Pieces
 from wsfs.errors import DeadlineError, PreconditionFailedError, StoreError, TransientStoreError
 from wsfs.index.base import known_frame
 from wsfs.index.tables import Reader
+from wsfs.log import get_log
 from wsfs.model import BLOCK_SIZE, INLINE_MAX, FrameLoc, Inline, Packed, pack_key
 from wsfs.repo import codec
-from wsfs.repo.frame import digest
+from wsfs.repo.frame import ZSTD_LEVEL, ZSTD_LEVEL_FAST, digest
 from wsfs.repo.pack import TARGET_SIZE, Frame, PackWriter, make_frame
 from wsfs.store.base import Store
+from wsfs.sync.progress import Progress
 
-log = logging.getLogger(__name__)
+log = get_log(__name__)
 
 REUSE_SECONDS: Final = 1800.0
 """For so long after its upload a frame is used again that no commit leads to yet. The garbage collector spares what is
 younger than twice that."""
 
 _REUSE_MAX: Final = 200_000
-_BATCH: Final = 64
-_BATCH_IN_HASTE: Final = 8
+_PORTION: Final = 64
+_PORTION_IN_HASTE: Final = 8
+_PORTION_SIZE: Final = 4 << 20
 _SIZE_IN_HASTE: Final = 2 << 20
+_NICE: Final = 10
 _ZEROS: Final = bytes(BLOCK_SIZE)
 
 
@@ -46,13 +52,37 @@ class Limit(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """A block on its way: `name` orders it; `size` is that of the whole file."""
+    """A block on its way: `name` orders it; `size` is that of the whole file; `held`: its bytes are in its row."""
 
     name: tuple[int, bytes]
     ino: int
     index: int
     length: int
     size: int
+    held: bool = False
+
+    @property
+    def key(self) -> bytes:
+        """Of its row."""
+        return codec.block_key(self.ino, self.index)
+
+
+class Origin(Protocol):
+    """Where the bytes of blocks come from; any thread may ask."""
+
+    def capture(self, ino: int, index: int, length: int) -> bytes:
+        """So many bytes of a block, as they are to be saved."""
+
+
+class Tally(NamedTuple):
+    """How many files end in a pack, and how many bytes of files it is for, those that needed no room included."""
+
+    files: int
+    bytes: int
+
+
+Prepared = bytes | Frame | FrameLoc
+"""What a block has become: bytes for its row (none: it is all zeros), a frame for a pack, or a frame that is there."""
 
 
 class Uploaded:
@@ -83,38 +113,58 @@ class Uploaded:
         self._frames = {}
 
 
+def _stand_back() -> None:
+    """Let this thread have what others leave of the processor. On Linux each thread has a nice value of its own."""
+    with contextlib.suppress(OSError):  # it is polite, and no more
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
+
+
 class Packs:
     """Turns blocks into rows, by way of packs that are uploaded in parallel. At most `uploads` packs wait in memory.
 
-    With a limit packs are smaller, and what is not in the store in time is told by `is_sent`.
+    `behind`: while programs use the mount, their requests go first.
+
+    With a limit packs are smaller, and what is not in the store in time is told by `is_sent`. `cache` gets what rows
+    held, and `reader` has these rows, and the frames that are in the store; a first commit needs neither.
     """
 
     def __init__(
         self,
         store: Store,
-        overlay: Overlay,
-        reader: Reader,
+        origin: Origin,
+        cache: PackCache | None,
+        reader: Reader | None,
         new_pack: Callable[[], PackWriter],
         uploaded: Uploaded,
         *,
         uploads: int,
         compressors: int,
+        progress: Progress,
         limit: Limit | None = None,
+        behind: bool = False,
     ) -> None:
         self._store = store
-        self._overlay = overlay
+        self._origin = origin
+        self._cache = cache
+        self._progress = progress
         self._reader = reader
         self._new_pack = new_pack
         self._uploaded = uploaded
         self._uploads = uploads
         self._limit = limit
-        self._compress = ThreadPoolExecutor(compressors, "wsfs-compress")
-        self._upload = ThreadPoolExecutor(uploads, "wsfs-upload")
+        begin = _stand_back if behind else None
+        self._compress = ThreadPoolExecutor(compressors, "wsfs-compress", begin)
+        self._upload = ThreadPoolExecutor(uploads, "wsfs-upload", begin)
         self._running: list[Future[None]] = []
         self._seen: dict[bytes, FrameLoc] = {}
         self._missing: set[tuple[int, int]] = set()
         self._pack = new_pack()
         self._places: list[FrameLoc] = []
+        self._held: Pieces = []
+        self._tally = Tally(0, 0)
+        self._ahead = 2 * compressors
+        self._level = ZSTD_LEVEL_FAST
+        """Compress better as long as the network is what takes time."""
         self._target = TARGET_SIZE if limit is None else min(TARGET_SIZE, _SIZE_IN_HASTE)
         self.puts = 0
         self.sent = 0
@@ -127,20 +177,19 @@ class Packs:
         Ends before the first portion whose first block `goes_on` declines.
         """
         resolved: dict[bytes, bytes | None] = {}
-        queue = iter(blocks)
-        batch = _BATCH if self._limit is None else _BATCH_IN_HASTE
-        while (chunk := list(islice(queue, batch))) and goes_on(chunk[0]):
-            for work, data, found in zip(chunk, *self._prepare(chunk), strict=True):
-                key = codec.block_key(work.ino, work.index)
-                if not data:
-                    resolved[key] = None
-                elif len(data) <= INLINE_MAX:
-                    resolved[key] = codec.encode_block(Inline(data))
-                else:
-                    resolved[key] = codec.encode_block(Packed(self._place(found, work)))
+        last = {work.ino: work.index for work in blocks}
+        for work, found in self._prepared(blocks, goes_on):
+            ended = last[work.ino] == work.index
+            self._progress.prepared(ended)
+            self._tally = Tally(self._tally.files + ended, self._tally.bytes + work.length)
+            if isinstance(found, bytes):
+                resolved[work.key] = codec.encode_block(Inline(found)) if found else None
+            else:
+                resolved[work.key] = codec.encode_block(Packed(self._place(found, work)))
         if self._pack.frames:
             self._send()
         self._wait(0)
+        self._progress.done(*self._tally, 0)
         return resolved
 
     def is_sent(self, row: bytes | None) -> bool:
@@ -153,28 +202,62 @@ class Packs:
         for pool in (self._compress, self._upload):
             pool.shutdown(wait=self._limit is None, cancel_futures=True)
 
-    def _prepare(self, chunk: list[Work]) -> tuple[list[bytes], list[Frame | FrameLoc | None]]:
-        results = list(self._compress.map(self._prepare_one, chunk))
-        return [data for data, _ in results], [found for _, found in results]
+    def _prepared(self, blocks: list[Work], goes_on: Callable[[Work], bool]) -> Iterator[tuple[Work, Prepared]]:
+        """Each block with what has become of it, in order. While one portion is packed, the next ones are prepared."""
+        under_way: deque[tuple[list[Work], Future[list[Prepared]]]] = deque()
+        for portion in self._portions(blocks):
+            if not goes_on(portion[0]):
+                break
+            # The reader belongs to this thread.
+            held = [self._held_row(one) if one.held else None for one in portion]
+            under_way.append((portion, self._compress.submit(self._prepare, portion, held, self._level)))
+            if len(under_way) > self._ahead:
+                done, results = under_way.popleft()
+                yield from zip(done, results.result(), strict=True)
+        for done, results in under_way:
+            yield from zip(done, results.result(), strict=True)
 
-    def _prepare_one(self, work: Work) -> tuple[bytes, Frame | FrameLoc | None]:
-        data = self._overlay.capture(work.ino, work.index, work.length)
+    def _held_row(self, work: Work) -> bytes | None:
+        assert self._reader is not None
+        return self._reader.get(work.key)
+
+    def _portions(self, blocks: list[Work]) -> Iterator[list[Work]]:
+        most = _PORTION if self._limit is None else _PORTION_IN_HASTE
+        portion: list[Work] = []
+        size = 0
+        for work in blocks:
+            portion.append(work)
+            size += work.length
+            if len(portion) == most or size >= _PORTION_SIZE:
+                yield portion
+                portion, size = [], 0
+        if portion:
+            yield portion
+
+    def _prepare(self, portion: list[Work], held: list[bytes | None], level: int) -> list[Prepared]:
+        return [self._prepare_one(work, row, level) for work, row in zip(portion, held, strict=True)]
+
+    def _prepare_one(self, work: Work, row: bytes | None, level: int) -> Prepared:
+        data = row[1:] if row else self._origin.capture(work.ino, work.index, work.length)
         if data == _ZEROS[: len(data)]:
-            return b"", None
+            return b""
         if len(data) <= INLINE_MAX:
-            return data, None
+            return data
         name = digest(data)
         known = self._seen.get(name) or self._uploaded.get(name)
-        return data, known if known is not None else make_frame(data, name)
+        return known if known is not None else make_frame(data, name, level)
 
-    def _place(self, found: Frame | FrameLoc | None, work: Work) -> FrameLoc:
-        assert found is not None
+    def _place(self, found: Frame | FrameLoc, work: Work) -> FrameLoc:
         if isinstance(found, FrameLoc):
             return found
-        known = self._seen.get(found.digest) or known_frame(self._reader, found.digest)
+        known = self._seen.get(found.digest)
+        if known is None and self._reader is not None:
+            known = known_frame(self._reader, found.digest)
         if known is None:
             known = self._pack.add(found, work.ino, work.index)
             self._places.append(known)
+            if work.held:
+                self._held.append((known.offset, found.stored))
             if self._pack.size >= self._target:
                 self._send()
         self._seen[found.digest] = known
@@ -183,9 +266,13 @@ class Packs:
     def _send(self) -> None:
         pack, self._pack = self._pack, self._new_pack()
         places, self._places = self._places, []
+        held, self._held = self._held, []
+        tally, self._tally = self._tally, Tally(0, 0)
         self._missing.add((pack.epoch, pack.number))
+        waits = sum(not upload.done() for upload in self._running) >= self._uploads
+        self._level = ZSTD_LEVEL if waits else ZSTD_LEVEL_FAST
         self._wait(self._uploads - 1)
-        self._running.append(self._upload.submit(self._put, pack, places))
+        self._running.append(self._upload.submit(self._put, pack, places, held, tally))
         self.puts += 1
 
     def _wait(self, running: int) -> None:
@@ -202,15 +289,19 @@ class Packs:
             except StoreError as exc:
                 if self._limit is None:
                     raise
-                log.warning("a pack is not sent: %s", exc)
+                log.warning("a pack is not sent", error=exc)
                 self.failure = exc
 
-    def _put(self, pack: PackWriter, places: list[FrameLoc]) -> None:
+    def _put(self, pack: PackWriter, places: list[FrameLoc], held: Pieces, tally: Tally) -> None:
         data = pack.finish()
         self._store.put(pack_key(pack.epoch, pack.number), data)
         self.sent += len(data)
+        self._progress.done(*tally, len(data))
         self._uploaded.add(places)
         self._missing.discard((pack.epoch, pack.number))
+        # The rows will lead to the pack: else what was just written would have to be fetched.
+        if self._cache is not None:
+            self._cache.keep(pack.epoch, pack.number, held)
 
 
 def put_new(store: Store, key: str, data: bytes) -> None:
@@ -218,7 +309,7 @@ def put_new(store: Store, key: str, data: bytes) -> None:
     try:
         store.put(key, data, if_none_match=True)
     except TransientStoreError as exc:
-        log.info("put again: key=%s error=%s", key, exc)
+        log.info("put again", key=key, error=exc)
         try:
             store.put(key, data, if_none_match=True)
         except PreconditionFailedError:

@@ -15,7 +15,6 @@ from typing import Final, NamedTuple
 from wsfs.errors import FormatError, NotFoundError
 from wsfs.model import (
     BLOCK_SIZE,
-    INLINE_MAX,
     MARKER_INO,
     MARKER_NAME,
     ROOT_INO,
@@ -27,15 +26,15 @@ from wsfs.model import (
 )
 from wsfs.repo import codec
 from wsfs.repo.manifest import Manifest, SegmentRef
-from wsfs.repo.pack import FOOTER_SIZE, open_frame
+from wsfs.repo.pack import FOOTER_SIZE, read_toc, toc_size
 from wsfs.repo.pack import MAGIC as PACK_MAGIC
 from wsfs.repo.segment import Row, decode_segment
 from wsfs.store.base import Store
+from wsfs.sync.frames import FrameUse, open_run, runs
 from wsfs.sync.survey import pack_id
 
 _READERS: Final = 8
-_RUN: Final = 8 << 20
-_GAP: Final = 64 << 10
+_TAIL: Final = 64 << 10
 
 
 class Name(NamedTuple):
@@ -45,14 +44,6 @@ class Name(NamedTuple):
     name: bytes
     kind: int
     cookie: int
-
-
-class FrameUse(NamedTuple):
-    """A block, and the frame that it leads to."""
-
-    ino: int
-    block: int
-    loc: FrameLoc
 
 
 class Problem(NamedTuple):
@@ -82,6 +73,8 @@ class Census:
     """Entries with the cookie of another entry: parent and name."""
     lost: dict[int, dict[int, str]] = field(default_factory=dict)
     lost_packs: dict[str, set[int]] = field(default_factory=dict)
+    resident: list[tuple[int, int, FrameLoc]] = field(default_factory=list)
+    """Blocks whose rows speak of a cache, which nothing in a bucket may: inode, block, and the frame all the same."""
     links: dict[int, int] = field(default_factory=dict)
     """Length of the target of each symbolic link."""
     frames: list[FrameUse] = field(default_factory=list)
@@ -180,10 +173,11 @@ def take_census(
     *,
     frames: bool = False,
     fixes: Mapping[bytes, bytes | None] | None = None,
+    local: bool = False,
 ) -> Census:
     """Read every row of a commit. `packs` has the size of each pack that is there; `frames` notes every frame in use.
 
-    Raises StoreError.
+    With `local`, `fixes` are the rows of a cache, which may speak of blocks that only it has. Raises StoreError.
     """
     census = Census()
     reading = Reading(store, manifest, fixes)
@@ -199,7 +193,7 @@ def take_census(
             if ino not in census.inodes:
                 _note_body(census, ino, table, key)
             if table == codec.BLOCK:
-                _take_block(census, packs, key, row, frames=frames)
+                _take_block(census, packs, key, row, frames=frames, local=local)
             elif table == codec.SYMLINK:
                 census.links[ino] = len(row)
             elif table == codec.DIRENT:
@@ -220,7 +214,7 @@ def _note_body(census: Census, ino: int, table: bytes, key: bytes) -> None:
         census.bad_rows.append((key, f"inode {ino} has an extended attribute, and nothing else"))
 
 
-def _take_block(census: Census, packs: Mapping[int, int], key: bytes, row: bytes, *, frames: bool) -> None:
+def _take_block(census: Census, packs: Mapping[int, int], key: bytes, row: bytes, *, frames: bool, local: bool) -> None:
     ino, index = codec.ino_of(key), codec.block_index(key)
     inode = census.inodes.get(ino)
     if inode is not None and (not inode.is_file or index * BLOCK_SIZE >= inode.size):
@@ -236,14 +230,16 @@ def _take_block(census: Census, packs: Mapping[int, int], key: bytes, row: bytes
         length = len(block.data)
         if ino == MARKER_INO and index == 0:
             census.marker = block.data
-        if length > INLINE_MAX:
-            census.lose(ino, index, f"its row holds {length} bytes")
-    elif isinstance(block, Packed) and not block.resident:
+        if length > BLOCK_SIZE:
+            census.lose(ino, index, f"its row holds {length} bytes, more than a block has")
+    elif isinstance(block, Packed):
         length = block.loc.length
+        if block.resident and not local:
+            census.resident.append((ino, index, block.loc))
         _take_frame(census, packs, FrameUse(ino, index, block.loc))
         if frames:
             census.frames.append(FrameUse(ino, index, block.loc))
-    else:
+    elif not local:
         census.lose(ino, index, "it was never uploaded")
     if inode is None:
         census.extents[ino] = max(census.extents.get(ino, 0), index * BLOCK_SIZE + length)
@@ -326,7 +322,8 @@ def _judge_inode(census: Census, inode: Inode, *, add_to: list[Problem], reached
             add_to.append(Problem("entries", ino, "it has entries, but is no directory"))
         if names and inode.nlink != len(names):
             add_to.append(Problem("nlink", ino, f"its link count is {inode.nlink} instead of {len(names)}"))
-    if ino != ROOT_INO and names and inode.parent not in {name.parent for name in names}:
+    # A file may have lost the name that was made last: for it the parent is a hint.
+    if inode.is_dir and ino != ROOT_INO and names and inode.parent not in {name.parent for name in names}:
         add_to.append(Problem("parent", ino, f"it names inode {inode.parent} as its directory, which it is not in"))
     if stat.S_ISLNK(inode.mode) and census.links.get(ino) != inode.size:
         add_to.append(Problem("target", ino, "the target of the symbolic link is missing or of another length"))
@@ -362,49 +359,33 @@ def read_frames(store: Store, uses: list[FrameUse]) -> Iterator[tuple[FrameUse, 
     """
     ordered = sorted(uses, key=lambda use: (use.loc.epoch, use.loc.pack, use.loc.offset))
     with ThreadPoolExecutor(4, "wsfs-verify") as pool:
-        runs = list(_runs(ordered))
-        for at in range(0, len(runs), 4):
-            for results in pool.map(lambda run: _read_run(store, run), runs[at : at + 4]):
+        portions = list(runs(ordered))
+        for at in range(0, len(portions), 4):
+            for results in pool.map(lambda run: _check_run(store, run), portions[at : at + 4]):
                 yield from results
 
 
-def _runs(uses: list[FrameUse]) -> Iterator[list[FrameUse]]:
-    run: list[FrameUse] = []
-    start = end = 0
-    for use in uses:
-        loc = use.loc
-        other = run and (run[0].loc.epoch, run[0].loc.pack) != (loc.epoch, loc.pack)
-        if run and (other or loc.offset > end + _GAP or loc.offset + loc.stored_length > start + _RUN):
-            yield run
-            run = []
-        if not run:
-            start = end = loc.offset
-        run.append(use)
-        end = max(end, loc.offset + loc.stored_length)
-    if run:
-        yield run
+def _check_run(store: Store, run: list[FrameUse]) -> list[tuple[FrameUse, str | None]]:
+    return [(use, str(found) if isinstance(found, FormatError) else None) for use, found in open_run(store, run)]
 
 
-def _read_run(store: Store, run: list[FrameUse]) -> list[tuple[FrameUse, str | None]]:
-    first = run[0].loc
-    key = pack_key(first.epoch, first.pack)
-    end = max(use.loc.offset + use.loc.stored_length for use in run)
+def table_damage(store: Store, key: str, size: int) -> str | None:
+    """What is wrong with the beginning or the table of contents of a pack, None if nothing is. Raises StoreError."""
+    tail = min(size, _TAIL)
     try:
-        data = store.get(key, first.offset, end - first.offset).data
+        if store.get(key, 0, len(PACK_MAGIC)).data != PACK_MAGIC:
+            return "a pack does not begin as one"
+        data = store.get(key, size - tail, tail).data
+        # Most tables fit into that.
+        needed = toc_size(data)
+        if needed > tail:
+            data = store.get(key, max(size - needed, 0), needed).data
+        read_toc(data, size)
     except NotFoundError:
-        return [(use, f"the pack '{key}' is missing") for use in run]
-    results: list[tuple[FrameUse, str | None]] = []
-    checked: dict[FrameLoc, str | None] = {}
-    for use in run:
-        loc = use.loc._replace(length=use.loc.raw_length)
-        if loc not in checked:
-            try:
-                open_frame(data[loc.offset - first.offset :][: loc.stored_length], loc)
-                checked[loc] = None
-            except FormatError as exc:
-                checked[loc] = f"in the pack '{key}' {exc}"
-        results.append((use, checked[loc]))
-    return results
+        return None  # that is told by the files that it hits
+    except FormatError as exc:
+        return str(exc)
+    return None
 
 
 def totals(census: Census) -> tuple[int, int]:

@@ -1,0 +1,102 @@
+"""A whole tree as one commit, straight into the bucket: what an import writes.
+
+The rows come in the order of their keys, and become base partitions. As in every commit the manifest is written last
+but one, and HEAD last: who dies before that leaves objects that nothing references.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Final
+
+from wsfs.beside import Ended, beside
+from wsfs.log import get_log
+from wsfs.model import segment_key
+from wsfs.repo.frame import digest
+from wsfs.repo.head import State
+from wsfs.repo.manifest import Manifest, SegmentRef, encode_manifest
+from wsfs.repo.segment import Row, encode_segment, portions
+from wsfs.repo.workspace import new_nonce, timestamp
+from wsfs.store.base import Store
+from wsfs.sync.commit import PARTITION_SIZE
+from wsfs.sync.lease import RENEW_SECONDS, Lease, best_effort
+from wsfs.sync.upload import put_new
+
+log = get_log(__name__)
+
+_WRITERS: Final = 8
+
+
+def commit_tree(
+    store: Store,
+    lease: Lease,
+    before: Manifest,
+    rows: Iterable[Row],
+    *,
+    next_id: int,
+    files: int,
+    size: int,
+    state: State = State.STOPPING,
+    clock: Callable[[], float] = time.time,
+) -> tuple[Manifest, int, int]:
+    """Make `rows`, all rows of a tree, the commit after `before`. Returns it, the bytes that were sent for it, and the
+    PUTs. Raises StoreError, FencedError."""
+    base = tuple(_put_partitions(store, lease.epoch, rows))
+    manifest = replace(
+        before,
+        seq=before.seq + 1,
+        epoch=lease.epoch,
+        nonce=new_nonce(),
+        parent=before.key,
+        created=timestamp(clock()),
+        next_id=next_id,
+        files=files,
+        bytes=size,
+        base=base,
+        deltas=(),
+        host=lease.host,
+    )
+    encoded = encode_manifest(manifest)
+    put_new(store, manifest.key, encoded)
+    sent = sum(ref.length for ref in base) + len(encoded)
+    lease.grew(sent)
+    lease.publish(manifest, manifest.nonce, state)
+    return manifest, sent, len(base) + 2
+
+
+def _put_partitions(store: Store, epoch: int, rows: Iterable[Row]) -> Iterator[SegmentRef]:
+    """Several at a time, and no more than that in memory."""
+
+    def put(number: int, start: bytes, piece: list[Row]) -> SegmentRef:
+        data = encode_segment(piece)
+        key = segment_key(epoch, number)
+        store.put(key, data)
+        return SegmentRef(key, len(data), len(piece), digest(data), start)
+
+    waiting: deque[Future[SegmentRef]] = deque()
+    with ThreadPoolExecutor(_WRITERS, "wsfs-bulk") as pool:
+        for number, piece in enumerate(portions(rows, PARTITION_SIZE), 1):
+            waiting.append(pool.submit(put, number, b"" if number == 1 else piece[0][0], piece))
+            if len(waiting) == 2 * _WRITERS:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+@contextmanager
+def renewed(lease: Lease, state: State) -> Iterator[None]:
+    """HEAD says `state` at once, and again as often as a mount would say that it lives. Raises StoreError,
+    FencedError."""
+    lease.renew(state)
+
+    def renew(ended: Ended) -> None:
+        while not ended(RENEW_SECONDS):
+            best_effort(lambda: lease.renew(state), lambda exc: log.warning("lease not renewed", error=exc))
+
+    with beside("wsfs-lease", renew):
+        yield

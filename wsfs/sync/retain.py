@@ -1,0 +1,115 @@
+"""Which commits are kept as save points: all of the last hour, then the newest of each hour, then of each day.
+
+A function of the commits and the time, and nothing else. It is monotonic: a commit that is not kept now never is again,
+and taking away what is not kept changes no later answer. Garbage collection rests on both (docs/GC.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+
+from wsfs.errors import FormatError
+from wsfs.repo.manifest import Manifest
+from wsfs.store.base import ObjectInfo
+from wsfs.values import Retention
+
+READERS: Final = 3600.0
+"""For how many seconds a commit is kept at least after the next one has replaced it: readers may still stand on it."""
+
+NEWEST: Final = 2
+"""So many are kept whatever their age."""
+
+_HOUR: Final = 3600
+_DAY: Final = 86400
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """A commit that HEAD leads to. `position` counts from HEAD's, which has 0.
+
+    `created` is when it was made, in seconds since 1970 by its writer's clock. `superseded`: for how many seconds a
+    newer one has been there, by the store's clock; None for HEAD's.
+    """
+
+    key: str
+    position: int
+    superseded: float | None
+    created: float = 0.0
+
+
+Policy = Callable[[Iterable[Commit]], set[str]]
+"""Which commits are kept. It gets them newest first, one at a time, and stops where the older ones may go."""
+
+
+def keep_for(retention: Retention) -> Policy:
+    """The policy that keeps save points for these times, and never less than what readers need."""
+    every = max(retention.every, READERS)
+    longest = max(every, retention.hourly, retention.daily)
+
+    def policy(commits: Iterable[Commit]) -> set[str]:
+        kept: set[str] = set()
+        hours: set[int] = set()
+        days: set[int] = set()
+        for commit in commits:
+            age = commit.superseded
+            if age is not None and age >= longest and commit.position >= NEWEST:
+                break
+            hour, day = int(commit.created // _HOUR), int(commit.created // _DAY)
+            of_hour, of_day = hour not in hours, day not in days
+            hours.add(hour)
+            days.add(day)
+            if (
+                age is None
+                or commit.position < NEWEST
+                or age < every
+                or (of_hour and age < retention.hourly)
+                or (of_day and age < retention.daily)
+            ):
+                kept.add(commit.key)
+        return kept
+
+    return policy
+
+
+def lineage(
+    head: str,
+    manifest_of: Callable[[str], Manifest | None],
+    commits: dict[str, ObjectInfo],
+    marked: Collection[str],
+    seq_of: Callable[[str], int],
+) -> Iterator[Commit]:
+    """HEAD's commit and its ancestors, newest first, as far as they are there; each is read only when it is asked for.
+
+    Where a commit is missing, the history goes on with the next older one that is marked: only ancestors ever are.
+    `commits` is the listing of all. Raises what `manifest_of` raises.
+    """
+    rest = sorted((key for key in marked if key in commits), key=seq_of, reverse=True)
+    key, superseded = head, None
+    position = 0
+    below = None
+    while key:
+        manifest = manifest_of(key)
+        # A commit that is not listed was made after the listing.
+        age = commits[key].age if key in commits else 0.0
+        if manifest is not None:
+            yield Commit(key, position, superseded, seconds_of(manifest.created))
+            superseded = max(superseded or 0.0, age)
+            position += 1
+            below, key = manifest.seq, manifest.parent
+            if key and seq_of(key) >= below:
+                raise FormatError(f"the commit '{manifest.key}' names a parent that is not older: '{key}'")
+        else:
+            rest = [one for one in rest if below is None or seq_of(one) < below]
+            key = rest.pop(0) if rest else ""
+            superseded = max(superseded or 0.0, commits[key].age) if key else None
+
+
+def seconds_of(created: str) -> float:
+    """Seconds since 1970 of a time that a manifest names; 0 if it is none."""
+    try:
+        return datetime.fromisoformat(created).timestamp()
+    except (ValueError, OverflowError):
+        return 0.0
