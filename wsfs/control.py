@@ -1,9 +1,10 @@
 """How commands talk to the daemon of a mount: a unix socket, and beside it a note of the last known state.
 
-One connection carries one request and one response, each a JSON object on one line. The socket is open to
-root and the daemon's own user only: its directory is theirs alone, and the kernel names the caller
-(SO_PEERCRED). The server side runs in the daemon's trio loop; the client side blocks and needs no trio, so
-that commands start quickly.
+One connection carries one request and one response, each a JSON object on one line. A request with "progress":
+SECONDS gets a line {"progress": object} as often as that while it is at work, before its response. The socket is
+open to root and the daemon's own user only: its directory is theirs alone, and the kernel names the caller
+(SO_PEERCRED). An operator, if there is one, may ask for the state and a save, and for nothing else. The server side
+runs in the daemon's trio loop; the client side blocks and needs no trio, so that commands start quickly.
 """
 
 from __future__ import annotations
@@ -11,26 +12,29 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import logging
 import os
 import socket
 import stat
 import struct
-import tempfile
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wsfs.errors import MountError, NotMountedError, UsageError, WsfsError
+from wsfs.log import REPORT, get_log
 
 if TYPE_CHECKING:
     import trio
 
-log = logging.getLogger(__name__)
+log = get_log(__name__)
 
 MAX_REQUEST = 64 * 1024
 REQUEST_TIMEOUT = 10.0  # seconds for the request line to arrive; an answer may take as long as it needs
+PROGRESS_SECONDS = 0.1  # between two lines, at least
+OPERATOR_MAY = frozenset({"status", "sync"})
 Handler = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
+Account = Callable[[], dict[str, Any] | None]
+_PROGRESS = b'{"progress": '
 
 
 # --- where --------------------------------------------------------------------------------------------------
@@ -96,6 +100,8 @@ def socket_path(mountpoint: str | os.PathLike[str], uid: int | None = None) -> P
 
 def write_record(mountpoint: str | os.PathLike[str], record: dict[str, Any]) -> None:
     """Note the last known state of a mount, atomically. It lives as long as the machine is up."""
+    import tempfile  # only the daemon needs it
+
     path = socket_path(mountpoint).with_suffix(".json")
     with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=path.stem, delete=False) as file:
         json.dump(record, file, default=str)
@@ -145,8 +151,18 @@ def _failure(exc: WsfsError) -> dict[str, Any]:
 # --- server -------------------------------------------------------------------------------------------------
 
 
-async def serve(path: Path, handler: Handler, *, task_status: trio.TaskStatus[None] | None = None) -> None:
+async def serve(
+    path: Path,
+    handler: Handler,
+    progress: Account = lambda: None,
+    *,
+    operator: int | None = None,
+    task_status: trio.TaskStatus[None] | None = None,
+) -> None:
     """Answer requests at `path` until cancelled; reports started once clients can connect.
+
+    `progress` is what those who wait are told meanwhile; None: there is nothing to tell. `operator` is a user who may
+    make the requests of OPERATOR_MAY.
 
     Whatever a client sends or leaves out ends at most its own connection. A WsfsError of the handler becomes
     {"ok": false, "error": sentence, "exit_code": n}, anything else a logged internal error. A response that
@@ -155,7 +171,7 @@ async def serve(path: Path, handler: Handler, *, task_status: trio.TaskStatus[No
     """
     import trio
 
-    listener = _listen(path)
+    listener = _listen(path, operator)
     identity = _identity(path)
     try:
         async with trio.open_nursery() as nursery:
@@ -166,16 +182,18 @@ async def serve(path: Path, handler: Handler, *, task_status: trio.TaskStatus[No
                 try:
                     connection, _ = await acceptor.accept()
                 except OSError as exc:  # out of descriptors or memory: others may give some back
-                    log.warning("control socket cannot accept path=%s error=%s", path, exc)
+                    log.warning(
+                        "control socket cannot accept", path=path, error=exc, remedy="raise the limit of open files"
+                    )
                     await trio.sleep(0.5)
                     continue
-                nursery.start_soon(_converse, connection, handler)
+                nursery.start_soon(_converse, connection, handler, progress, operator)
     finally:
         listener.close()
         _remove(path, identity)
 
 
-def _listen(path: Path) -> socket.socket:
+def _listen(path: Path, operator: int | None) -> socket.socket:
     if daemon_pid(path) is not None:
         raise MountError(f"another daemon already serves this mount point (control socket {path})")
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
@@ -185,6 +203,10 @@ def _listen(path: Path) -> socket.socket:
         with _reachable(fresh) as address:
             listener.bind(address)
         fresh.chmod(0o600)
+        if operator is not None:  # our group is for us, where root may not ignore permissions
+            fresh.chmod(0o660)
+            os.chown(fresh, operator, -1)
+            path.parent.chmod(0o711)
         listener.listen(128)
         fresh.replace(path)  # clients see no socket or one that listens
     except OSError as exc:
@@ -207,12 +229,14 @@ def _identity(path: Path) -> tuple[int, int] | None:
     return found.st_dev, found.st_ino
 
 
-async def _converse(connection: trio.socket.SocketType, handler: Handler) -> None:
+async def _converse(
+    connection: trio.socket.SocketType, handler: Handler, progress: Account, operator: int | None
+) -> None:
     import trio
 
     with connection:
         try:
-            response = await _respond(connection, handler)
+            response = await _respond(connection, handler, progress, operator)
             if response is None:
                 return
             with trio.move_on_after(REQUEST_TIMEOUT, shield=True):
@@ -220,27 +244,78 @@ async def _converse(connection: trio.socket.SocketType, handler: Handler) -> Non
                 while data:
                     data = data[await connection.send(data) :]
         except OSError as exc:
-            log.debug("control client is gone error=%s", exc)
+            log.debug("control client is gone", error=exc)
 
 
-async def _respond(connection: trio.socket.SocketType, handler: Handler) -> dict[str, Any] | None:
+async def _respond(
+    connection: trio.socket.SocketType, handler: Handler, progress: Account, operator: int | None
+) -> dict[str, Any] | None:
     """The response to what the client sends, or None if it sends nothing."""
     try:
         # Read before a refusal: closing on unread bytes would reset the connection under the answer.
         line = await _read_line(connection)
         if not line:
             return None
-        if peer_credentials(connection)[1] not in {0, os.geteuid()}:
+        caller = peer_credentials(connection)[1]
+        if caller not in {0, os.geteuid(), operator}:
             raise UsageError("only root and the user who mounted this workspace may control it")
-        return {"ok": True} | await handler(_parse(line))
+        message = _parse(line)
+        if caller not in {0, os.geteuid()} and message["op"] not in OPERATOR_MAY:
+            raise UsageError("an operator may ask for the state and for a save: this is for root to do, try sudo")
+        pause = _pause(message)
+        return {"ok": True} | await _telling(connection, handler(message), pause, progress)
     except OSError:
         raise
     except Exception as exc:
         error = as_wsfs_error(exc)
         if error is None:
-            log.exception("control request failed")
+            log.exception("control request failed", remedy=REPORT)
             error = WsfsError(f"internal error: {type(exc).__name__}: {exc}; the daemon's log has the details")
         return _failure(error)
+
+
+async def _telling(
+    connection: trio.socket.SocketType, work: Awaitable[dict[str, Any]], pause: float | None, progress: Account
+) -> dict[str, Any]:
+    """The result of `work`, while the client is told every `pause` seconds how far it is."""
+    if pause is None:
+        return await work
+    import trio
+
+    async def tell(scope: trio.CancelScope) -> None:
+        # Cancelled with the last request, and before the response is sent: its lines and that one do not mix.
+        with scope, contextlib.suppress(OSError):
+            while True:
+                await trio.sleep(pause)
+                account = progress()
+                if account is not None:
+                    await connection.send(json.dumps({"progress": account}, default=str).encode() + b"\n")
+
+    result: list[dict[str, Any]] = []
+    failed: list[Exception] = []
+    with trio.CancelScope() as outer:
+        async with trio.open_nursery() as nursery:
+            telling = trio.CancelScope()
+            nursery.start_soon(tell, telling)
+            try:
+                result.append(await work)
+            except Exception as exc:  # the nursery would wrap it
+                failed.append(exc)
+            telling.cancel()
+            outer.shield = True  # a stop cancels us right after it has answered: the answer must get out
+    if failed:
+        raise failed[0]
+    return result[0]
+
+
+def _pause(message: dict[str, Any]) -> float | None:
+    """How often the client wants to be told, None for never. Raises UsageError."""
+    wanted = message.get("progress")
+    if wanted is None:
+        return None
+    if isinstance(wanted, bool) or not isinstance(wanted, int | float) or not 0 < wanted < 1e6:
+        raise UsageError('"progress" must be a positive number of seconds')
+    return max(float(wanted), PROGRESS_SECONDS)
 
 
 async def _read_line(connection: trio.socket.SocketType) -> bytes:
@@ -279,9 +354,15 @@ def peer_credentials(connection: socket.socket | trio.socket.SocketType) -> tupl
 # --- client -------------------------------------------------------------------------------------------------
 
 
-def request(path: Path, message: dict[str, Any], timeout: float | None = None) -> dict[str, Any]:
+def request(
+    path: Path,
+    message: dict[str, Any],
+    timeout: float | None = None,
+    *,
+    tell: Callable[[dict[str, Any]], None] | None = None,
+) -> dict[str, Any]:
     """Ask the daemon behind `path` and return its answer. Blocks, at most `timeout` seconds between two signs
-    of life.
+    of life. What it tells meanwhile, if the message asks for "progress", is given to `tell`.
 
     Raises NotMountedError if nothing listens there, and for {"ok": false} the error that has this exit code.
     """
@@ -291,18 +372,28 @@ def request(path: Path, message: dict[str, Any], timeout: float | None = None) -
             answer = b""
             while chunk := connection.recv(64 * 1024):
                 answer += chunk
+                while answer.startswith(_PROGRESS) and b"\n" in answer:
+                    line, _, answer = answer.partition(b"\n")
+                    if tell is not None:
+                        tell(json.loads(line)["progress"])
         except TimeoutError:
-            raise WsfsError(f"the daemon did not answer within {timeout:g} s: is its store reachable?") from None
+            raise WsfsError(f"the daemon did not answer within {timeout:g} s") from None
         except OSError as exc:
             raise WsfsError(f"the daemon hung up: {exc.strerror}; its log says why") from exc
+    return parse_answer(answer)
+
+
+def parse_answer(answer: bytes) -> dict[str, Any]:
+    """What a daemon has answered. Raises WsfsError; for {"ok": false} the error that has this exit code."""
     try:
         response = json.loads(answer)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise WsfsError("the daemon ended before it answered; its log says why") from None
     if not isinstance(response, dict):
         raise WsfsError("what answered on the control socket is not a wsfs daemon")
     if not response.get("ok"):
-        raise error_with_code(int(response.get("exit_code", 1)), str(response.get("error", "")))
+        code = response.get("exit_code")
+        raise error_with_code(code if isinstance(code, int) else 1, str(response.get("error", "")))
     return response
 
 

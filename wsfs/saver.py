@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import trio
 
@@ -14,13 +13,15 @@ from wsfs.data.ballast import Ballast
 from wsfs.errors import FencedError, WsfsError
 from wsfs.kernel import mountpoint as mountpoints
 from wsfs.kernel.operations import Operations
+from wsfs.log import get_log
 from wsfs.repo.head import State
 from wsfs.sync.commit import Committer, Saved
 from wsfs.sync.evict import Evictor
+from wsfs.sync.pace import Pace
 from wsfs.sync.start import CacheDirectory
 from wsfs.sync.upload import Limit
 
-log = logging.getLogger(__name__)
+log = get_log(__name__)
 
 T = TypeVar("T")
 
@@ -46,34 +47,60 @@ class Saver:
         committer: Committer | None,
         evictor: Evictor,
         operations: Operations,
+        pace: Pace,
     ) -> None:
         self._settings = settings
         self._cache = cache
         self._committer = committer
         self._evictor = evictor
         self._operations = operations
+        self._pace = pace
         self._saving = trio.Lock()
+        self.handing_over = trio.Lock()
+        """Held while a background save looks into the mount, which is busy then."""
         self._ballast = Ballast(settings.cache_dir)
         self._making_room = trio.Lock()
         self._no_room_until = self._room_made_at = 0.0
         self.state = State.STARTING
         self.reason = ""
-        self.last_saved = time.time()
+        self.saves = self.failures = 0
+        self.save_seconds = 0.0
+        """What the last save took."""
+        self.state_changed = trio.Event()
 
     def set_state(self, state: State) -> None:
+        if state != self.state:
+            self.state_changed.set()
         self.state = state
         try:
             self._cache.note(str(self._settings.mountpoint), state)
         except OSError as exc:
-            log.warning("state not noted in the cache directory: %s", exc)
+            log.warning("state not noted", path=self._settings.cache_dir, error=exc, remedy="look at the cache disk")
 
     @property
     def busy(self) -> bool:
         """Whether a commit is under way, if only in a thread that nobody waits for any more."""
         return self._committer is not None and self._committer.busy.locked()
 
-    async def save(self, state: State, *, may_fold: bool = True, limit: Limit | None = None) -> Saved | None:
-        """Push everything; with a limit, what fits into it. Raises StoreError, FencedError, CacheError.
+    def account(self) -> dict[str, Any] | None:
+        """How far the save is that is under way, as docs/JSON.md describes it."""
+        progress = None if self._committer is None else self._committer.progress
+        return None if progress is None else progress.account() | {"state": self.state.value}
+
+    async def save_in_background(self) -> None:
+        """What the kernel has not sent yet, of files that stay open, belongs to this save as well. Raises as `save`."""
+        async with self.handing_over:
+            if self.state == State.STOPPING:
+                return
+            await trio.to_thread.run_sync(mountpoints.hand_over, self._settings.mountpoint)
+        await self.save(State.RUNNING)
+
+    async def save(
+        self, state: State, *, may_fold: bool = True, limit: Limit | None = None, empty: bool = False
+    ) -> Saved | None:
+        """Push everything; with a limit, what fits into it; if it may be `empty`, also nothing.
+
+        Raises StoreError, FencedError, CacheError.
 
         When it is cancelled, the commit goes on in its thread, and the next one waits for that.
         """
@@ -83,13 +110,14 @@ class Saver:
         async with self._saving:
             try:
                 saved = await trio.to_thread.run_sync(
-                    lambda: committer.commit(state, may_fold=may_fold, limit=limit),
+                    lambda: committer.commit(state, may_fold=may_fold, limit=limit, empty=empty),
                     abandon_on_cancel=True,
                 )
             except FencedError as exc:
                 await self.fence(exc)
                 raise
             except WsfsError as exc:
+                self.failures += 1
                 self.reason = str(exc)
                 if self.state == State.RUNNING:
                     self.set_state(State.SYNC_FAILED)
@@ -97,17 +125,19 @@ class Saver:
             self.reason = ""
             if self.state == State.SYNC_FAILED:
                 self.set_state(State.RUNNING)
-            self.last_saved = time.time()
             if saved is not None:
+                self.saves += 1
+                self.save_seconds = saved.seconds
+                self._pace.learn(saved)
                 log.info(
-                    "saved: seq=%d files=%d bytes=%d sent=%d puts=%d left=%d seconds=%.2f",
-                    saved.seq,
-                    saved.files,
-                    saved.bytes,
-                    saved.sent,
-                    saved.puts,
-                    saved.left,
-                    saved.seconds,
+                    "saved",
+                    seq=saved.seq,
+                    files=saved.files,
+                    bytes=saved.bytes,
+                    sent=saved.sent,
+                    puts=saved.puts,
+                    left=saved.left,
+                    seconds=round(saved.seconds, 2),
                 )
             return saved
 
@@ -118,7 +148,7 @@ class Saver:
             self.set_state(State.ERROR)
         if self._operations.read_only:
             return
-        log.error("%s", exc)
+        log.error("taken over by another mount", error=exc)
         # What programs have written already is theirs: the kernel may not have handed it over yet.
         with trio.move_on_after(LAST_WORDS_SECONDS + 1):
             await trio.to_thread.run_sync(
@@ -143,7 +173,9 @@ class Saver:
             try:
                 freed = await self._evictor.drop_all()
                 if not freed:
-                    log.warning("the cache disk is full: writers wait until something is saved")
+                    log.warning(
+                        "the cache disk is full: writers wait until something is saved", path=self._settings.cache_dir
+                    )
                     self._ballast.release()  # a commit writes a little itself
                     await self.save(State.RUNNING)
                     freed = await self._evictor.drop_all()
@@ -151,7 +183,11 @@ class Saver:
                     self._room_made_at = time.monotonic()
                     return True
             except WsfsError as exc:
-                log.error("the cache disk is full, and nothing could be saved to make room: %s", exc)
+                log.error(
+                    "the cache disk is full, and nothing could be saved to make room",
+                    path=self._settings.cache_dir,
+                    error=exc,
+                )
             finally:
                 self._ballast.restore()
             self._no_room_until = time.monotonic() + NO_ROOM_SECONDS
