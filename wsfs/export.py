@@ -1,4 +1,5 @@
-"""Rescues what was never saved: from a mount that was cut off, or from a cache directory that nobody uses.
+"""Rescues what was never saved, and what was never to be (.wsfsignore): from a mount that was cut off, or from a cache
+directory that nobody uses.
 
 Each file is written whole or, when a part of it is only in the store and that cannot be reached, not under its own
 name. Nothing in the cache or in the store is changed but what opening the cache after a crash changes.
@@ -11,15 +12,14 @@ import fcntl
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final, TypeVar
 from uuid import UUID
 
 from wsfs.data.overlay import Overlay
 from wsfs.data.packcache import PackCache
-from wsfs.errors import CacheError, FormatError, LeaseHeldError, NeedRemote, StoreError, UsageError
+from wsfs.errors import CacheError, FormatError, LeaseHeldError, NeedRemote, StoreError, UsageError, WsfsError
 from wsfs.index.index import Index
 from wsfs.model import BLOCK_SIZE, MARKER_INO, ROOT_INO, Block, Inline, Inode, Local
 from wsfs.repo import codec
@@ -27,6 +27,7 @@ from wsfs.repo.frame import digest
 from wsfs.store.base import Store
 from wsfs.sync.lease import boot_id
 from wsfs.sync.load import Loader
+from wsfs.targets import Content, DirectoryTarget, Exported, Target
 from wsfs.tree.paths import Have, Paths
 
 T = TypeVar("T")
@@ -34,117 +35,7 @@ T = TypeVar("T")
 ORPHANS: Final = b"lost+found"
 """For files whose directory is not known here."""
 
-INCOMPLETE: Final = b".incomplete"
 _CACHE_SIZE: Final = 1 << 50
-
-
-@dataclass(slots=True)
-class Exported:
-    """What was rescued. `incomplete`: the paths of files of which a part could not be had."""
-
-    files: int = 0
-    size: int = 0
-    incomplete: list[bytes] = field(default_factory=list)
-    skipped: list[bytes] = field(default_factory=list)
-
-    def add(self, other: Exported) -> None:
-        self.files += other.files
-        self.size += other.size
-        self.incomplete += other.incomplete
-        self.skipped += other.skipped
-
-
-class Target:
-    """The directory that gets the files; new or empty. Raises UsageError, OSError."""
-
-    def __init__(self, path: Path) -> None:
-        path.mkdir(parents=True, exist_ok=True)
-        if any(path.iterdir()):
-            raise UsageError(f"{path} is not empty: name a directory that is, so that nothing there is overwritten")
-        self._top = os.fsencode(path.resolve())
-        self._directories: list[tuple[bytes, os.stat_result | Inode]] = []
-        self.done = Exported()
-
-    def _place(self, path: bytes) -> bytes:
-        """Where a path goes; its directories are made."""
-        parts = path.strip(b"/").split(b"/")
-        if any(part in (b"", b".", b"..") or b"\0" in part for part in parts):
-            raise FormatError(f"the path {path!r} is none that could be in a workspace")
-        place = self._top
-        for part in parts[:-1]:
-            place += b"/" + part
-            with suppress(FileExistsError):
-                os.mkdir(place, 0o700)
-        return place + b"/" + parts[-1]
-
-    def directory(self, path: bytes, about: os.stat_result | Inode) -> None:
-        place = self._place(path)
-        with suppress(FileExistsError):
-            os.mkdir(place, 0o700)
-        self._directories.append((place, about))
-
-    def link(self, path: bytes, target: bytes, about: os.stat_result | Inode) -> None:
-        place = self._place(path)
-        os.symlink(target, place)
-        _dress(place, about)
-        self.done.files += 1
-
-    def special(self, path: bytes, about: os.stat_result | Inode) -> None:
-        """A FIFO, a socket or a device, if this user may make one."""
-        place = self._place(path)
-        mode, number = _mode_of(about), about.rdev if isinstance(about, Inode) else about.st_rdev
-        try:
-            os.mknod(place, mode, number)
-        except PermissionError:
-            self.done.skipped.append(path)
-            return
-        _dress(place, about)
-        self.done.files += 1
-
-    def file(self, path: bytes, pieces: Iterable[tuple[int, bytes]], size: int, about: os.stat_result | Inode) -> None:
-        """Write each piece at its offset; the rest is zeros. StoreError from the iterator: a piece cannot be had."""
-        place = self._place(path)
-        descriptor = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        try:
-            for offset, piece in pieces:
-                view, written = memoryview(piece), 0
-                while written < len(view):
-                    written += os.pwrite(descriptor, view[written:], offset + written)
-            os.ftruncate(descriptor, size)
-            os.fsync(descriptor)
-        except (StoreError, FormatError, CacheError):
-            os.rename(place, place + INCOMPLETE)
-            self.done.incomplete.append(path)
-            return
-        finally:
-            os.close(descriptor)
-        _dress(place, about)
-        self.done.files += 1
-        self.done.size += size
-
-    def close(self) -> None:
-        """Last, for whatever is made in a directory changes its times."""
-        for place, about in reversed(self._directories):
-            _dress(place, about)
-
-
-def _mode_of(about: os.stat_result | Inode) -> int:
-    return about.mode if isinstance(about, Inode) else about.st_mode
-
-
-def _dress(place: bytes, about: os.stat_result | Inode) -> None:
-    """Owner (where we may), mode and times."""
-    if isinstance(about, Inode):
-        owner, times = (about.uid, about.gid), (about.atime_ns, about.mtime_ns)
-    else:
-        owner, times = (about.st_uid, about.st_gid), (about.st_atime_ns, about.st_mtime_ns)
-    with suppress(PermissionError):
-        os.chown(place, *owner, follow_symlinks=False)
-    mode = _mode_of(about)
-    if not stat.S_ISLNK(mode):
-        os.chmod(place, stat.S_IMODE(mode))
-    with suppress(OverflowError):  # a time that no native file system has
-        os.utime(place, ns=times, follow_symlinks=False)
 
 
 # --- from a mount ---------------------------------------------------------------------------------------------------
@@ -164,12 +55,12 @@ def from_mount(mountpoint: Path, paths: Iterable[bytes], target: Target) -> None
         elif stat.S_ISLNK(about.st_mode):
             target.link(path, os.readlink(source), about)
         elif stat.S_ISREG(about.st_mode):
-            target.file(path, _pieces_of(source), about.st_size, about)
+            target.file(path, Content(about.st_size, _pieces_of(source)), about)
         else:
             target.special(path, about)
 
 
-def _pieces_of(path: bytes) -> Iterator[tuple[int, bytes]]:
+def _pieces_of(path: bytes) -> Iterator[tuple[int, bytes | WsfsError]]:
     offset = 0
     with open(path, "rb", buffering=0) as file:
         while True:
@@ -178,7 +69,8 @@ def _pieces_of(path: bytes) -> Iterator[tuple[int, bytes]]:
             except OSError as exc:
                 if exc.errno != errno.EIO:
                     raise
-                raise StoreError("a part of it is only in the store, which cannot be reached") from exc
+                yield offset, StoreError("a part of it is only in the store, which cannot be reached")
+                return
             if not piece:
                 return
             if piece.strip(b"\0"):
@@ -192,7 +84,8 @@ def _pieces_of(path: bytes) -> Iterator[tuple[int, bytes]]:
 def sources(cache: Path) -> list[Path]:
     """The directories with an index in a cache directory, or the one that it is itself. Raises UsageError."""
     found = [cache] if (cache / "index").is_dir() else []
-    found += [path for path in (cache / "local", *sorted(cache.glob("unsaved-*"))) if (path / "index").is_dir()]
+    aside = (*sorted(cache.glob("unsaved-*")), *sorted(cache.glob("damaged-*")))
+    found += [path for path in (cache / "local", *aside) if (path / "index").is_dir()]
     if not found:
         raise UsageError(f"{cache} is no cache directory of wsfs, nor one of its unsaved-... directories")
     return found
@@ -249,7 +142,7 @@ class CacheExport:
 
     @property
     def is_empty(self) -> bool:
-        return not self._index.is_dirty
+        return not (self._index.is_dirty or self._index.kept)
 
     def close(self) -> None:
         self._index.close()
@@ -257,7 +150,8 @@ class CacheExport:
 
     def to(self, target: Target) -> None:
         """Export it. Raises OSError."""
-        found = [(self._path(ino), ino) for ino in self._index.dirty_inodes if ino not in (ROOT_INO, MARKER_INO)]
+        inodes = self._index.dirty_inodes.union(self._index.kept.sizes) - {ROOT_INO, MARKER_INO}
+        found = [(self._path(ino), ino) for ino in inodes]
         for path, ino in sorted(found):
             try:
                 self._export(path, ino, target)
@@ -271,7 +165,7 @@ class CacheExport:
         if inode.is_dir:
             target.directory(path, inode)
         elif inode.is_file:
-            target.file(path, self._pieces(inode), inode.size, inode)
+            target.file(path, Content(inode.size, self._pieces(inode)), inode)
         elif stat.S_ISLNK(inode.mode):
             target.link(path, self._have(lambda: self._index.get(codec.symlink_key(ino))) or b"?", inode)
         else:
@@ -285,14 +179,19 @@ class CacheExport:
             found = None
         return found or b"%s/%d" % (ORPHANS, ino)
 
-    def _pieces(self, inode: Inode) -> Iterator[tuple[int, bytes]]:
-        rows = self._have(lambda: self._index.scan(inode.ino, codec.BLOCK))
-        for key, row in rows:
-            index = codec.block_index(key)
-            start = index * BLOCK_SIZE
-            length = min(BLOCK_SIZE, inode.size - start)
-            if length > 0:
-                yield start, self._block(inode.ino, index, codec.decode_block(row), length)
+    def _pieces(self, inode: Inode) -> Iterator[tuple[int, bytes | WsfsError]]:
+        """Up to the first one that cannot be had: a store that cannot be reached is asked once for each file."""
+        start = 0
+        try:
+            rows = self._have(lambda: self._index.scan(inode.ino, codec.BLOCK))
+            for key, row in rows:
+                index = codec.block_index(key)
+                start = index * BLOCK_SIZE
+                length = min(BLOCK_SIZE, inode.size - start)
+                if length > 0:
+                    yield start, self._block(inode.ino, index, codec.decode_block(row), length)
+        except (StoreError, FormatError, CacheError) as exc:
+            yield start, exc
 
     def _block(self, ino: int, index: int, block: Block, length: int) -> bytes:
         if isinstance(block, Local):
@@ -323,9 +222,9 @@ def from_cache(cache: Path, directory: Path, store: Store | None) -> Exported:
             stack.callback(export.close)
             if not export.is_empty:
                 opened.append((source.name, export))
-        target = Target(directory)
+        target = DirectoryTarget(directory, durable=True)
         for name, export in opened:
-            part = target if len(opened) == 1 else Target(directory / name)
+            part = target if len(opened) == 1 else DirectoryTarget(directory / name, durable=True)
             export.to(part)
             part.close()
             done.add(part.done)

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
 from wsfs.errors import ForeignWorkspaceError, FormatError, NotFoundError, NoWorkspaceError
-from wsfs.model import MARKER_INO, MARKER_NAME
+from wsfs.model import MARKER_INO, MARKER_NAME, pack_key
+from wsfs.repo.fork import base_of, fork_mark, forked
 from wsfs.repo.head import HEAD_KEY, HeadVersion, read_head
 from wsfs.repo.manifest import Manifest, decode_manifest
 from wsfs.repo.workspace import Format, read_format
 from wsfs.store.base import Store
+from wsfs.sync.frames import FrameUse
 from wsfs.sync.load import read_manifest
-from wsfs.sync.survey import Listing, list_objects, pinned
-from wsfs.sync.verify import Census, FrameUse, judge, read_frames, take_census, totals
+from wsfs.sync.pins import pinned
+from wsfs.sync.survey import Listing, list_objects, marked, newest_epoch, pack_id, pack_sizes
+from wsfs.sync.verify import Census, judge, read_frames, table_damage, take_census, totals
+from wsfs.text import printable
 
 _PATHS_SHOWN: Final = 20
 _REPAIR: Final = "'wsfs fsck --repair' {}"
@@ -66,6 +70,8 @@ class Checked:
     """How many blocks were read and verified."""
     older: int = 0
     """How many older commits were checked."""
+    notes: list[str] = field(default_factory=list)
+    """What is good to know, and no damage."""
 
     def add(self, kind: str, what: str, remedy: str, paths: Iterable[str] = ()) -> None:
         self.findings.append(Finding(kind, what, remedy, tuple(paths)))
@@ -84,6 +90,8 @@ def check(store: Store, *, data: bool = False, every_commit: bool = False, sampl
     checked.listing = list_objects(store)
     if checked.head is None:
         return checked
+    _check_epochs(store, checked)
+    _check_base(store, checked)
     if checked.format is not None and checked.head.head.workspace != checked.format.workspace_id:
         checked.add("foreign", "HEAD and FORMAT belong to different workspaces", "Restore the one that was replaced")
     try:
@@ -94,7 +102,7 @@ def check(store: Store, *, data: bool = False, every_commit: bool = False, sampl
         return checked
     checked.census = _check_commit(store, checked, checked.manifest, data=data, sample=sample)
     _check_counters(checked)
-    _check_marker(checked)
+    check_marker(checked)
     if every_commit:
         _check_older(store, checked, data=data)
     return checked
@@ -122,12 +130,39 @@ def _check_head(store: Store, checked: Checked) -> None:
         checked.add("head", f"HEAD is damaged: {exc}", _REPAIR.format("makes it anew from the newest commit"))
 
 
+def _check_epochs(store: Store, checked: Checked) -> None:
+    """Nothing in the bucket may be of an epoch that HEAD has not come to yet: its names would be used again."""
+    assert checked.listing is not None
+    assert checked.head is not None
+    newest = newest_epoch(checked.listing)
+    # A mount may have taken the workspace since HEAD was read.
+    if newest > checked.head.head.epoch and newest > (epoch := read_head(store).head.epoch):
+        what = f"there are objects of epoch {newest}, and HEAD is at {epoch}: an older HEAD has come back"
+        remedy = _REPAIR.format("raises HEAD's epoch, and keeps the newest commit pinned")
+        checked.add("epoch", what, remedy)
+
+
+def _check_base(store: Store, checked: Checked) -> None:
+    """Whether the base of a fork still keeps the forked commit. Raises BaseGoneError when there is no base any more."""
+    ref = checked.format.base if checked.format is not None else None
+    base = None if ref is None else base_of(store)
+    if base is None or ref is None or checked.format is None:
+        return
+    mark = fork_mark(ref.commit, checked.format.workspace_id)
+    if not any(base.store.list(mark)):
+        what = f"the base {ref.url} does not keep the commit '{ref.commit}' for this fork any more"
+        remedy = f"'wsfs fork {ref.url} {store.url} --keep' keeps it again; what is missing by then is lost to the fork"
+        checked.add("base", what, remedy)
+
+
 def _check_commit(store: Store, checked: Checked, manifest: Manifest, *, data: bool, sample: float | None) -> Census:
     assert checked.listing is not None
-    sizes = {number: info.size for number, info in checked.listing.packs.items()}
+    sizes = pack_sizes(store, checked.listing)
     census = take_census(store, manifest, sizes, frames=data or sample is not None)
     if data or sample is not None:
         checked.frames += _check_frames(store, census, sample)
+        if data:
+            _check_tables(store, checked, census, sizes)
     tell(checked, census, f"in commit #{manifest.seq} " if manifest is not checked.manifest else "")
     return census
 
@@ -142,6 +177,16 @@ def _check_frames(store: Store, census: Census, sample: float | None) -> int:
         if wrong is not None:
             census.lose(use.ino, use.block, wrong)
     return len(uses)
+
+
+def _check_tables(store: Store, checked: Checked, census: Census, sizes: Mapping[int, int]) -> None:
+    """The tables of contents of the packs in use. Nothing that is read needs them, so a damaged one is only noted."""
+    in_use = {(use.loc.epoch, use.loc.pack) for use in census.frames}
+    for epoch, number in sorted(in_use):
+        key = pack_key(epoch, number)
+        why = table_damage(store, key, sizes.get(pack_id(epoch, number), 0))
+        if why is not None:
+            checked.notes.append(f"In the pack '{key}' no file is hit, but {why}: it could not be salvaged on its own.")
 
 
 def tell(checked: Checked, census: Census, where: str) -> None:
@@ -163,6 +208,10 @@ def tell(checked: Checked, census: Census, where: str) -> None:
     for key, why in census.bad_rows:
         path = text(census, int.from_bytes(key[:8], "big"))
         checked.add("row", f"{where}{path}: {why}", _REPAIR.format("removes this row"), [path])
+    for ino, index, _ in census.resident:
+        path = text(census, ino)
+        what = f"{where}{path}: the row of block {index} speaks of a cache"
+        checked.add("row", what, _REPAIR.format("corrects this row"), [path])
     for problem in judge(census):
         path = text(census, problem.ino)
         remedy = _REPAIR.format(REMEDIES[problem.kind])
@@ -171,8 +220,7 @@ def tell(checked: Checked, census: Census, where: str) -> None:
 
 def text(census: Census, ino: int) -> str:
     """A path for people, on one line."""
-    path = census.path(ino).decode("utf-8", "backslashreplace")
-    return path if path.isprintable() else path.encode("unicode_escape").decode()
+    return printable(census.path(ino))
 
 
 def _check_counters(checked: Checked) -> None:
@@ -196,12 +244,13 @@ def _check_counters(checked: Checked) -> None:
         checked.add("head", f"HEAD's epoch {head.epoch} is older than its commit's", remedy)
 
 
-def _check_marker(checked: Checked) -> None:
+def check_marker(checked: Checked, where: str = "") -> None:
+    """Add a finding if the marker has other bytes than FORMAT says."""
     census, fmt = checked.census, checked.format
     if census is None or fmt is None or MARKER_INO not in census.inodes:
         return
     if census.marker != fmt.marker or census.inodes[MARKER_INO].size != len(fmt.marker):
-        what = f"/{MARKER_NAME.decode()} does not have the bytes that init wrote"
+        what = f"{where}/{MARKER_NAME.decode()} does not have the bytes that init wrote"
         checked.add("marker", what, _REPAIR.format(REMEDIES["marker"]), [f"/{MARKER_NAME.decode()}"])
 
 
@@ -210,7 +259,9 @@ def _check_older(store: Store, checked: Checked, *, data: bool) -> None:
     assert checked.listing is not None
     assert checked.manifest is not None
     seen = {checked.manifest.key}
-    for key in (checked.manifest.parent, *map(pinned, checked.listing.pins)):
+    listing = checked.listing
+    others = (*map(marked, listing.marks), *map(pinned, listing.pins), *map(forked, listing.forks))
+    for key in (checked.manifest.parent, *others):
         while key in checked.listing.commits and key not in seen:
             seen.add(key)
             try:

@@ -5,19 +5,27 @@ from __future__ import annotations
 import fcntl
 import os
 from pathlib import Path
+from typing import Final
 
-from wsfs.errors import CacheError, LeaseHeldError
-from wsfs.fsck import Checked
-from wsfs.index.base import read_standing
+from wsfs.errors import CacheError, FormatError, LeaseHeldError, NotFoundError
+from wsfs.fsck import Checked, check_marker, tell
+from wsfs.index.base import Standing, read_standing
 from wsfs.index.journal import read_segment
 from wsfs.index.tables import Tables
 from wsfs.repo import codec
+from wsfs.repo.manifest import decode_manifest
+from wsfs.store.base import Store
+from wsfs.sync.survey import pack_sizes
+from wsfs.sync.verify import take_census
+
+_RESCUE: Final = "Copy what is unsaved with 'wsfs export --unsaved DIR --cache-dir {}', then remove the cache directory"
 
 
-def check_cache(path: Path, checked: Checked) -> list[str]:
-    """Add findings to `checked`, and return what is good to know. Changes nothing.
+def check_cache(path: Path, checked: Checked, store: Store) -> None:
+    """Add what is wrong to the findings of `checked`, and what is good to know to its notes. Changes nothing.
 
-    Raises LeaseHeldError while a daemon uses it, CacheError when there is no cache.
+    The rows are judged as those of the bucket are, laid over the commit that they build on. Raises LeaseHeldError while
+    a daemon uses it, CacheError when there is no cache, or one that cannot be opened.
     """
     if not (path / "lock").exists():
         raise CacheError(f"{path} is not a cache directory: 'wsfs status' names that of a mount")
@@ -27,12 +35,12 @@ def check_cache(path: Path, checked: Checked) -> list[str]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as exc:
             raise LeaseHeldError(f"the cache directory {path} is in use: unmount that workspace first") from exc
-        return _check(path, checked)
+        checked.notes += _check(path, checked, store)
     finally:
         os.close(lock)
 
 
-def _check(path: Path, checked: Checked) -> list[str]:
+def _check(path: Path, checked: Checked, store: Store) -> list[str]:
     local = path / "local" if (path / "local").is_dir() else path
     if not (local / "index").is_dir():
         return [f"The cache in {path} is empty."]
@@ -41,15 +49,17 @@ def _check(path: Path, checked: Checked) -> list[str]:
     try:
         standing = read_standing(reader)
         dirty = {codec.ino_of(key) for key, _ in reader.scan(b"dirty", b"")}
-        lost: dict[int, int] = {}
-        for key, _ in reader.scan(b"dirty", b""):
-            if codec.table_of(key) == codec.BLOCK and codec.is_local(reader.get(key) or b""):
-                ino = codec.ino_of(key)
-                if not (local / "overlay" / f"{ino & 0xFF:02x}" / f"{ino:x}").exists():
-                    lost[ino] = lost.get(ino, 0) + 1
+        kept = {codec.ino_of(key) for key, _ in reader.scan(b"kept", b"") if codec.table_of(key) == codec.ATTR}
+        rows = {key: row or None for key, row in reader.scan(b"rows", b"")}
     finally:
         reader.close()
         tables.close()
+    lost: dict[int, int] = {}
+    for key, row in rows.items():
+        if codec.table_of(key) == codec.BLOCK and row is not None and codec.is_local(row):
+            ino = codec.ino_of(key)
+            if not (local / "overlay" / f"{ino & 0xFF:02x}" / f"{ino:x}").exists():
+                lost[ino] = lost.get(ino, 0) + 1
     waiting = sum(len(read_segment(journal)[1]) for journal in local.glob("journal-*"))
     for number, blocks in sorted(lost.items()):
         checked.add(
@@ -59,15 +69,39 @@ def _check(path: Path, checked: Checked) -> list[str]:
         )
     if standing is None:
         return [f"The cache in {path} holds no workspace yet."]
-    notes = []
+    notes = _check_rows(path, checked, store, standing, rows)
     head = checked.head.head if checked.head else None
     if checked.format is not None and standing.workspace != checked.format.workspace_id:
         notes.append(f"The cache in {path} is of another workspace.")
     elif head is not None and standing.commit != head.commit:
         notes.append(f"The cache in {path} stands on commit #{standing.seq}, and the newest is #{head.seq}.")
+    if kept:
+        notes.append(
+            f"The cache in {path} holds {len(kept)} files and directories that stay on this machine (.wsfsignore)."
+        )
     if dirty or waiting:
         notes.append(
             f"The cache in {path} holds changes of {len(dirty)} files, and {waiting} operations in its journal, that"
             " are not in the store: mount with it to save them."
         )
     return notes or [f"The cache in {path} holds nothing that is not in the store."]
+
+
+def _check_rows(
+    path: Path, checked: Checked, store: Store, standing: Standing, rows: dict[bytes, bytes | None]
+) -> list[str]:
+    """Judge names, counts and places of data as this cache has them. Returns notes."""
+    if checked.listing is None or checked.format is None or standing.workspace != checked.format.workspace_id:
+        return []
+    try:
+        manifest = decode_manifest(store.get(standing.commit).data)
+    except (NotFoundError, FormatError):
+        return [f"The cache in {path} stands on commit #{standing.seq}, which is gone: its names were not checked."]
+    packs = pack_sizes(store, checked.listing)
+    found = Checked(format=checked.format, census=take_census(store, manifest, packs, fixes=rows, local=True))
+    assert found.census is not None
+    tell(found, found.census, f"in the cache in {path} ")
+    check_marker(found, f"in the cache in {path} ")
+    for finding in found.findings:
+        checked.add("cache", finding.what, _RESCUE.format(path), finding.paths)
+    return []

@@ -5,7 +5,6 @@ The new commit is read and judged before HEAD leads to it: if anything is still 
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -14,20 +13,24 @@ from typing import Final
 
 from wsfs.errors import FormatError, LeaseHeldError, NotFoundError
 from wsfs.fsck import Checked
+from wsfs.log import get_log
 from wsfs.model import segment_key
 from wsfs.repo.frame import digest
-from wsfs.repo.head import HEAD_KEY, Head, Holder, State, encode_head, read_head
+from wsfs.repo.head import HEAD_KEY, Head, HeadVersion, Holder, State, encode_head, read_head, swap_head
 from wsfs.repo.manifest import Manifest, SegmentRef, decode_manifest, encode_manifest
-from wsfs.repo.segment import Row, encode_segment
+from wsfs.repo.segment import Row, encode_segment, portions
 from wsfs.repo.workspace import Format, new_nonce, timestamp
 from wsfs.store.base import Store
+from wsfs.store.sealed import TamperedError
+from wsfs.sync.commit import DELTA_SIZE
 from wsfs.sync.lease import Lease, best_effort, obstacle
+from wsfs.sync.pins import pin
 from wsfs.sync.repair import Fixes, Repairer
-from wsfs.sync.survey import Listing, epoch_in, list_objects, pin, seq_in
+from wsfs.sync.survey import Listing, epoch_in, list_objects, newest_epoch, pack_sizes, seq_in
 from wsfs.sync.upload import put_new
 from wsfs.sync.verify import Census, Reading, judge, take_census, totals
 
-log = logging.getLogger(__name__)
+log = get_log(__name__)
 
 EPOCH_GAP: Final = 1024
 """How far a new HEAD's epoch is beyond those that are seen in names: mounts that wrote nothing left no trace."""
@@ -58,6 +61,8 @@ def repair(store: Store, checked: Checked, me: Holder, clock: Callable[[], float
         raise LeaseHeldError(f"{store.url} cannot be repaired: {blocked.reason}. Unmount it there first")
     if version.head.workspace != checked.format.workspace_id:
         raise FormatError(f"HEAD and FORMAT at {store.url} belong to different workspaces: restore the right one")
+    if newest_epoch(listing := list_objects(store)) > version.head.epoch:
+        version = _raise_epoch(store, version, listing, result)
     lease = Lease.take(store, version, me, takeover=False)
     try:
         _Repair(store, checked, lease, result, clock).run()
@@ -69,7 +74,7 @@ def repair(store: Store, checked: Checked, me: Holder, clock: Callable[[], float
 
 
 def _not_released(exc: Exception) -> None:
-    log.warning("lease not given back: %s", exc)
+    log.warning("lease not given back", error=exc)
 
 
 class _Repair:
@@ -84,7 +89,7 @@ class _Repair:
         self._result = result
         self._clock = clock
         self._listing = list_objects(store)
-        self._sizes = {number: info.size for number, info in self._listing.packs.items()}
+        self._sizes = pack_sizes(store, self._listing)
         self._segment_numbers = count(1)
 
     def run(self) -> None:
@@ -163,9 +168,13 @@ class _Repair:
         deltas = start.deltas
         if fixes:
             rows: list[Row] = sorted(fixes.items())
-            deltas = (*deltas, self._put_segment(rows))
+            deltas = (*deltas, *(self._put_segment(some) for some in portions(rows, DELTA_SIZE)))
         if (start.files, start.bytes) != (files, total):
             self._result.done.append(f"counted {files} files with {total} bytes")
+        elif (head.files, head.bytes) != (files, total):
+            self._result.done.append(f"corrected what HEAD counts: {files} files with {total} bytes")
+        if next_id != start.next_id and not fixes:
+            self._result.done.append(f"corrected the next free number: {next_id}")
         return Manifest(
             workspace=start.workspace,
             seq=head.seq + 1,
@@ -204,18 +213,26 @@ def _candidates(store: Store, listing: Listing) -> Iterator[Manifest]:
         try:
             manifest = decode_manifest(store.get(key).data)
         except (NotFoundError, FormatError) as exc:
-            log.warning("passed over the commit '%s': %s", key, exc)
+            log.warning("passed over a commit", key=key, error=exc)
             continue
         if manifest.key == key:
             yield manifest
 
 
+def _raise_epoch(store: Store, version: HeadVersion, listing: Listing, result: Repaired) -> HeadVersion:
+    """HEAD beyond every epoch that was ever used, so that no name comes again. What a newer commit had stays pinned."""
+    newest = next(_candidates(store, listing), None)
+    if newest is not None and newest.seq > version.head.seq:
+        kept = pin(store, newest.key, "newer than an old HEAD that has come back")
+        result.done.append(f"kept commit #{newest.seq} of {newest.created}, which is newer than HEAD's, as {kept}")
+    epoch = newest_epoch(listing) + EPOCH_GAP
+    result.done.append(f"raised HEAD's epoch from {version.head.epoch} to {epoch}")
+    return swap_head(store, version, replace(version.head, epoch=epoch, nonce=new_nonce()))
+
+
 def _make_head(store: Store, fmt: Format, result: Repaired, clock: Callable[[], float]) -> None:
     """HEAD anew, for the newest commit that there is."""
     listing = list_objects(store)
-    epochs = [epoch_in(key) for key in (*listing.commits, *listing.segments)] + [
-        number >> 32 for number in listing.packs
-    ]
     for manifest in _candidates(store, listing):
         if manifest.workspace == fmt.workspace_id:
             break
@@ -223,7 +240,7 @@ def _make_head(store: Store, fmt: Format, result: Repaired, clock: Callable[[], 
         raise FormatError(f"there is no whole commit at {store.url} that a new HEAD could lead to: nothing was changed")
     head = Head(
         workspace=manifest.workspace,
-        epoch=max(epochs) + EPOCH_GAP,
+        epoch=newest_epoch(listing) + EPOCH_GAP,
         seq=manifest.seq,
         commit=manifest.key,
         commit_digest=digest(store.get(manifest.key).data),
@@ -239,6 +256,8 @@ def _make_head(store: Store, fmt: Format, result: Repaired, clock: Callable[[], 
         old: str | None = store.get(HEAD_KEY).etag
     except NotFoundError:
         old = None
+    except TamperedError as exc:
+        old = exc.blob.etag
     store.put(HEAD_KEY, encode_head(head), if_match=old, if_none_match=old is None)
     when = timestamp(clock())
     result.done.append(f"made HEAD anew at {when}: it leads to commit #{manifest.seq} of {manifest.created}")

@@ -7,13 +7,18 @@ import os
 import select
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from wsfs import control
 from wsfs.cli import mounts
-from wsfs.errors import DeadlineError, MountError, NotMountedError, SyncFailedError, UsageError
+from wsfs.errors import DeadlineError, MountError, NotMountedError, SyncFailedError, UsageError, WsfsError
+
+if TYPE_CHECKING:
+    from wsfs.cli.progress import Display
 
 STATUS_TIMEOUT = 10.0
+ELSEWHERE = "was it mounted with another WSFS_RUNTIME_DIR or XDG_RUNTIME_DIR?"
+HANGS = "If that stays so, end its process with 'kill -9' and mount it again: what it had received is in its cache"
 
 
 def socket_of(mountpoint: str | os.PathLike[str]) -> Path:
@@ -38,12 +43,11 @@ def status(mountpoint: str | os.PathLike[str]) -> dict[str, Any]:
         pass
     except UsageError as exc:  # it is another user's
         return known | {"state": "RUNNING" if mounts.answers(mountpoint) else "ERROR", "reason": str(exc)}
+    except WsfsError as exc:
+        return known | {"state": "ERROR", "reason": f"{exc}. {HANGS}"}
     record = control.read_record(mountpoint, mount.owner if mount is not None else None)
-    if mount is not None and mounts.is_dead(mountpoint):
-        cache = (record or {}).get("cache_dir")
-        return known | {"state": "ERROR", "reason": f"the daemon died; {kept(cache)}", "cache_dir": cache}
     if mount is not None:
-        return known | {"state": "RUNNING", "reason": "the mount answers, but not its control socket"}
+        return known | _without_socket(mount, (record or {}).get("cache_dir"))
     if record is None:
         raise NotMountedError(
             f"no workspace is mounted at {mountpoint}: 'wsfs status' lists all, 'wsfs mount' mounts one"
@@ -53,21 +57,38 @@ def status(mountpoint: str | os.PathLike[str]) -> dict[str, Any]:
     return known | record
 
 
+def _without_socket(mount: mounts.Mount, cache: object) -> dict[str, Any]:
+    """How a mount is, if nobody listens at its control socket, or the socket is not where we look."""
+    found = mounts.pulse(mount.mountpoint)
+    if found is mounts.Pulse.DEAD:
+        return {"state": "ERROR", "reason": f"the daemon died; {kept(cache)}", "cache_dir": cache}
+    if found is mounts.Pulse.SILENT:
+        return {"state": "ERROR", "reason": f"the mount did not answer within {mounts.ANSWER_SECONDS:g} s. {HANGS}"}
+    return {"state": "RUNNING", "reason": f"the mount answers, but nobody listens at its control socket: {ELSEWHERE}"}
+
+
 def kept(cache_dir: object) -> str:
     """Where the changes are that are not in the store yet, and how they get there."""
     where = f"in {cache_dir}" if cache_dir else "in the cache directory"
     return f"changes that were not saved stay {where}, and the next mount with this cache saves them"
 
 
-def sync(mountpoint: str | os.PathLike[str]) -> dict[str, Any]:
+def sync(mountpoint: str | os.PathLike[str], display: Display | None = None) -> dict[str, Any]:
     """Push everything now; returns the daemon's account when it is durable. Blocks as long as that takes."""
     if mounts.find_wsfs(mountpoint) is None:
         raise NotMountedError(f"no workspace is mounted at {mountpoint}: 'wsfs status' lists those that are")
     if mounts.is_dead(mountpoint):
         raise SyncFailedError(f"the daemon of {mountpoint} died; {kept(None)}: unmount it and mount it again")
     path = socket_of(mountpoint)
-    mounts.hand_over(mountpoint)
-    return control.request(path, {"op": "sync"})
+    kernel = mounts.hand_over(mountpoint)
+    return _watched(path, {"op": "sync", "kernel": kernel}, display)
+
+
+def refresh(mountpoint: str | os.PathLike[str]) -> dict[str, Any]:
+    """Move a read-only mount to the newest commit. Raises UsageError on a writable one."""
+    if mounts.find_wsfs(mountpoint) is None:
+        raise NotMountedError(f"no workspace is mounted at {mountpoint}: 'wsfs status' lists those that are")
+    return control.request(socket_of(mountpoint), {"op": "refresh"})
 
 
 def unsaved(mountpoint: str | os.PathLike[str]) -> list[str]:
@@ -78,7 +99,45 @@ def unsaved(mountpoint: str | os.PathLike[str]) -> list[str]:
     return [str(path) for path in answer["paths"]]
 
 
-def stop(mountpoint: str | os.PathLike[str], deadline: float | None = None) -> dict[str, Any]:
+def _watched(path: Path, message: dict[str, Any], display: Display | None) -> dict[str, Any]:
+    """A request that takes long, with its progress shown."""
+    if display is None:
+        return control.request(path, message)
+    with display:
+        return control.request(path, message | {"progress": display.pause}, tell=display)
+
+
+def unsaved_files(mountpoint: str | os.PathLike[str]) -> dict[str, Any]:
+    """What `wsfs unsaved` shows."""
+    if mounts.find_wsfs(mountpoint) is None:
+        raise NotMountedError(f"no workspace is mounted at {mountpoint}: 'wsfs status' lists those that are")
+    return control.request(socket_of(mountpoint), {"op": "unsaved", "details": True})
+
+
+def stays(mountpoint: str | os.PathLike[str], path: str) -> bool | None:
+    """Whether a path from the top stays on this machine; None if there is no such."""
+    answer: bool | None = control.request(socket_of(mountpoint), {"op": "stays", "path": path})["stays"]
+    return answer
+
+
+def only_mount() -> str:
+    """The mount point of the writable workspace that the current directory is in, or else of the only one that is
+    mounted here. Raises UsageError if there are several, or NotMountedError."""
+    with contextlib.suppress(FileNotFoundError):
+        around = mounts.containing(os.getcwd())
+        if around is not None and around.is_wsfs and "ro" not in around.options:
+            return around.mountpoint
+    found = [mount.mountpoint for mount in mounts.all_mounts() if mount.is_wsfs and "ro" not in mount.options]
+    if not found:
+        raise NotMountedError("no workspace is mounted on this machine: mount one with 'wsfs mount URL MOUNTPOINT'")
+    if len(set(found)) > 1:
+        raise UsageError(f"several workspaces are mounted here: name one of {', '.join(sorted(set(found)))}")
+    return found[0]
+
+
+def stop(
+    mountpoint: str | os.PathLike[str], deadline: float | None = None, display: Display | None = None
+) -> dict[str, Any]:
     """Push everything, unmount and end the daemon; returns its account when all is durable and it is gone.
 
     Whenever it raises, not everything is known to be saved. The mount is then still there, except after a
@@ -94,11 +153,12 @@ def stop(mountpoint: str | os.PathLike[str], deadline: float | None = None) -> d
         _take_away_dead(mountpoint, path, mount)
     with watching(pid) as wait:
         if deadline is not None:
-            answer = _stop_by(path, deadline, wait)
+            answer = _stop_by(path, deadline, wait, display)
         else:
+            kernel: str | None = None
             if mount is not None and not mounts.is_dead(mountpoint):
-                mounts.hand_over(mountpoint, lenient=True)
-            answer = control.request(path, {"op": "stop"})
+                kernel = mounts.hand_over(mountpoint, lenient=True)
+            answer = _watched(path, {"op": "stop", "handed_over": kernel is not None, "kernel": kernel}, display)
             wait()
     left = mounts.find_wsfs(mountpoint)
     if left is not None and mount is not None and left.mount_id == mount.mount_id:
@@ -106,10 +166,10 @@ def stop(mountpoint: str | os.PathLike[str], deadline: float | None = None) -> d
     return answer
 
 
-def _stop_by(path: Path, deadline: float, wait: Callable[[], None]) -> dict[str, Any]:
+def _stop_by(path: Path, deadline: float, wait: Callable[[], None], display: Display | None) -> dict[str, Any]:
     """A stop with a deadline, of which the daemon itself takes care."""
     try:
-        answer = control.request(path, {"op": "stop", "deadline": deadline})
+        answer = _watched(path, {"op": "stop", "deadline": deadline}, display)
     except DeadlineError:
         wait()
         raise
@@ -120,8 +180,8 @@ def _stop_by(path: Path, deadline: float, wait: Callable[[], None]) -> dict[str,
 def _take_away_dead(mountpoint: str | os.PathLike[str], path: Path, mount: mounts.Mount) -> None:
     if not mounts.is_dead(mountpoint):
         raise MountError(
-            f"{mountpoint} answers, but nobody listens at {path}: was it mounted with another WSFS_RUNTIME_DIR "
-            f"or XDG_RUNTIME_DIR? 'umount -i {mountpoint}' unmounts it, and its daemon saves after that"
+            f"{mountpoint} answers, but nobody listens at {path}: {ELSEWHERE} 'umount -i {mountpoint}' unmounts it, and"
+            " its daemon saves after that"
         )
     record = control.read_record(mountpoint, mount.owner) or {}
     mounts.unmount(mountpoint, "-l")  # nothing that still uses it can do anything but close

@@ -10,16 +10,19 @@ import subprocess
 import click
 
 from wsfs.cli import mounts
+from wsfs.cli.output import json_option, print_json
 from wsfs.control import real_path
 from wsfs.errors import MountError, UsageError
 
 OPTIONS = "nosuid,nodev,mode=1777"
+SOURCE = "wsfs-data"
 
 
 @click.command(short_help="Mount a plain tmpfs for what may be lost.")
 @click.argument("mountpoint", type=click.Path())
+@json_option
 @click.option("--size", default="50%", show_default=True, help="Its limit: a share of memory, or bytes as in 8G.")
-def data(mountpoint: str, size: str) -> None:
+def data(mountpoint: str, size: str, as_json: bool) -> None:
     """Mount a plain tmpfs on MOUNTPOINT: fast, open to everybody, and gone after a stop.
 
     It never touches object storage and, where the kernel can (6.4 and later), never the swap. Does nothing if
@@ -30,14 +33,24 @@ def data(mountpoint: str, size: str) -> None:
       wsfs data /data
       wsfs data /data --size 8G
     """
+    made = make(mountpoint, size)
+    if as_json:
+        print_json({"mountpoint": real_path(mountpoint), "made": made})
+    elif made:
+        click.echo(f"Mounted a tmpfs of {size} on {real_path(mountpoint)}. It is gone after a stop.")
+    else:
+        click.echo(f"{real_path(mountpoint)} is such a tmpfs already.")
+
+
+def make(mountpoint: str, size: str) -> bool:
+    """Mount the tmpfs; False if it is there already. Raises UsageError, MountError."""
     if not re.fullmatch(r"\d+([kmg]|%)?", size, re.IGNORECASE | re.ASCII):
         raise UsageError(f"{size!r} is not a size for a tmpfs: write it as 50% or 8G")
     where = real_path(mountpoint)
     mounted = mounts.find(where)
     if mounted is not None:
         check_same(where, mounted)
-        click.echo(f"{where} is such a tmpfs already.")
-        return
+        return False
     if os.geteuid() != 0:
         raise UsageError(f"mounting a tmpfs needs root: sudo wsfs data {mountpoint}")
     prepare(where)
@@ -46,7 +59,7 @@ def data(mountpoint: str, size: str) -> None:
         result = _mount(where, f"{OPTIONS},size={size}")
     if result.returncode != 0:
         raise MountError(f"no tmpfs could be mounted on {where}: {' '.join(result.stderr.split())}")
-    click.echo(f"Mounted a tmpfs of {size} on {where}. It is gone after a stop.")
+    return True
 
 
 def check_same(where: str, mounted: mounts.Mount) -> None:
@@ -70,5 +83,5 @@ def prepare(where: str) -> None:
 
 
 def _mount(where: str, options: str) -> subprocess.CompletedProcess[str]:
-    command = ["mount", "-t", "tmpfs", "-o", options, "wsfs-data", where]
+    command = ["mount", "-t", "tmpfs", "-o", options, SOURCE, where]
     return subprocess.run(command, capture_output=True, text=True, check=False)

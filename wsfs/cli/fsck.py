@@ -11,8 +11,9 @@ import click
 
 from wsfs.cli import mounts
 from wsfs.cli.output import files, json_option, print_json, size
-from wsfs.cli.store import opened, store_options
+from wsfs.cli.store import opened_workspace, store_options
 from wsfs.errors import DamagedError, NotMountedError, UsageError
+from wsfs.text import lines
 
 if TYPE_CHECKING:
     from wsfs.fsck import Checked
@@ -54,18 +55,15 @@ def fsck(
     """
     if repairs and every_commit:
         raise UsageError("--repair is for the newest commit: leave --all away")
-    with opened(url_of(where, repairs=repairs), options) as plain:
+    with opened_workspace(url_of(where, repairs=repairs), options) as store:
         from wsfs.fsck import check
-        from wsfs.store.retry import RetryingStore
 
-        store = RetryingStore(plain)
         checked = check(store, data=data, every_commit=every_commit)
-        notes = []
         if cache_dir is not None:
             from wsfs.fsck_cache import check_cache
 
-            notes = check_cache(Path(cache_dir), checked)
-        outcome = summary(checked, notes)
+            check_cache(Path(cache_dir), checked, store)
+        outcome = summary(checked)
         if checked.findings and repairs:
             from wsfs.repair import repair
             from wsfs.sync.lease import this_process
@@ -81,7 +79,7 @@ def fsck(
                 click.echo(f"Made commit #{repaired.seq}, which is whole.{kept}")
         elif not as_json:
             _tell(checked)
-            for note in notes:
+            for note in checked.notes:
                 click.echo(note)
             click.echo(_verdict(outcome))
     if as_json:
@@ -106,12 +104,11 @@ def verify(where: str, sample: str, as_json: bool, **options: Any) -> int:
       wsfs verify /workspace --sample 5%
     """
     share = parse_share(sample)
-    with opened(url_of(where), options) as plain:
+    with opened_workspace(url_of(where), options) as store:
         from wsfs.fsck import check
-        from wsfs.store.retry import RetryingStore
 
-        checked = check(RetryingStore(plain), sample=share)
-    outcome = summary(checked, [])
+        checked = check(store, sample=share)
+    outcome = summary(checked)
     if as_json:
         print_json(outcome)
     else:
@@ -141,7 +138,7 @@ def parse_share(text: str) -> float:
     return share
 
 
-def summary(checked: Checked, notes: list[str]) -> dict[str, Any]:
+def summary(checked: Checked) -> dict[str, Any]:
     """The outcome of a check, for programs."""
     manifest = checked.manifest
     return {
@@ -155,13 +152,13 @@ def summary(checked: Checked, notes: list[str]) -> dict[str, Any]:
         "bytes": manifest.bytes if manifest else None,
         "blocks_read": checked.frames,
         "older_commits": checked.older,
-        "notes": notes,
+        "notes": checked.notes,
     }
 
 
 def _tell(checked: Checked) -> None:
     for finding in checked.findings:
-        click.echo(str(finding))
+        click.echo(lines(str(finding)))
 
 
 def _verdict(outcome: Mapping[str, Any]) -> str:
@@ -170,4 +167,5 @@ def _verdict(outcome: Mapping[str, Any]) -> str:
         return f"{found} {'finding' if found == 1 else 'findings'}."
     read = f", {outcome['blocks_read']:,} blocks read" if outcome["blocks_read"] else ""
     older = f", {outcome['older_commits']} older commits" if outcome["older_commits"] else ""
-    return f"All is well: commit #{outcome['seq']}, {files(outcome['files'])}, {size(outcome['bytes'])}{read}{older}."
+    what = f"{files(outcome['files'])}, {size(outcome['bytes'])}{read}{older}"
+    return f"All is well: save point #{outcome['seq']}, {what}."

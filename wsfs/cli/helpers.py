@@ -17,9 +17,9 @@ from typing import NoReturn
 import click
 
 from wsfs.cli import background, daemon, mounts
-from wsfs.cli.main import INTERRUPTED, guarded
-from wsfs.cli.mount import check_mountpoint
 from wsfs.cli.output import files, saved, size
+from wsfs.cli.process import INTERRUPTED, guarded, leave
+from wsfs.cli.progress import Display
 from wsfs.config import load_settings
 from wsfs.errors import UsageError, WsfsError
 
@@ -61,7 +61,7 @@ def mount(arguments: Sequence[str]) -> None:
     parsed = parse(arguments, "sfnvw", 2)
     url, where = parsed.words
     settings = load_settings(url, where, options=parsed.options, sloppy="s" in parsed.flags)
-    check_mountpoint(settings)
+    mounts.check(settings.mountpoint, allow_other=settings.allow_other)
     if "f" in parsed.flags:
         click.echo(f"wsfs: would mount {settings.url} on {settings.mountpoint}, cache in {settings.cache_dir}")
         return
@@ -81,7 +81,7 @@ def umount(arguments: Sequence[str]) -> None:
         click.echo(f"wsfs: {unsaved(where)}", err=True)
         mounts.unmount(where, *(f"-{flag}" for flag in forced))
     else:
-        click.echo(saved(daemon.stop(where)))
+        click.echo(saved(daemon.stop(where, display=Display("saving"))))
 
 
 def unsaved(where: str) -> str:
@@ -107,7 +107,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def run() -> NoReturn:
     """The entry point of the scripts that install-helpers writes."""
-    sys.exit(main(sys.argv[1:]))
+    leave(main(sys.argv[1:]))
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from wsfs.errors import UsageError
 @click.argument("url")
 @click.option("--framework", metavar="NAME", help="Note what the workspace is for, such as jupyter.")
 @click.option("--label", "labels", metavar="K=V", multiple=True, help="Note something else; may be repeated.")
+@click.option("--encrypt", is_flag=True, help="Encrypt everything, with the key that --key-file or --kms-key names.")
 @click.option("--owner", metavar="UID:GID", help="Who owns the top directory. Default: you.")
 @store_options
 @json_option
@@ -25,6 +26,7 @@ def init(
     framework: str | None,
     labels: Sequence[str],
     owner: str | None,
+    encrypt: bool,
     as_json: bool,
     **where: Any,
 ) -> None:
@@ -32,18 +34,26 @@ def init(
 
     Refuses a URL that holds a workspace already, and a store that does not enforce conditional writes.
 
+    With --encrypt nothing of the user's is in the store in clear, names included. --key-file makes the file if it is
+    missing. Keep a copy of it elsewhere: without it nobody can read the workspace again.
+
     \b
     Examples:
       wsfs init file:///srv/workspaces/ada
       wsfs init s3://bucket/ada --framework jupyter --label team=physics
+      wsfs init s3://bucket/ada --encrypt --key-file ~/ada.key
       wsfs init s3://bucket/ada --endpoint-url https://s3.example.org --owner 1000:100
     """
     pairs = parse_labels(labels)
     user = parse_owner(owner)
-    with opened(url, where) as store:
+    with opened(url, where) as (store, wrapper):
         from wsfs.repo.workspace import initialise
 
-        made = initialise(store, framework=framework, labels=pairs, owner=user)
+        if encrypt and wrapper is None:
+            raise UsageError("--encrypt needs a key: name a file with --key-file, which is made if it is missing")
+        if wrapper is not None and not encrypt:
+            raise UsageError("a key is given, and --encrypt is not: add it, or leave the key away (WSFS_KEY_FILE too)")
+        made = initialise(store, framework=framework, labels=pairs, owner=user, wrapper=wrapper)
     if as_json:
         print_json({"url": url, "workspace_id": made.workspace_id, "created": made.created})
     else:

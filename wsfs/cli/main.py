@@ -1,33 +1,95 @@
-"""The `wsfs` command: the group of all commands, and how errors reach the user.
- Commands import what is heavy (boto3, pyfuse3, the core) inside their functions, so that `wsfs status` starts
-quickly.
+"""The `wsfs` command: the group of all commands.
+
+Each command is imported when it is called, and imports what is heavy (botocore, pyfuse3, the core) inside its
+functions: `wsfs umount` and `wsfs status` start quickly.
 """
 
 from __future__ import annotations
 
-import os
-import sys
-import traceback
-from collections.abc import Callable
+import logging
+from collections.abc import Iterator, MutableMapping
+from importlib import import_module
+from keyword import iskeyword
 from typing import NoReturn
 
 import click
 
 from wsfs import __version__
-from wsfs.cli.data import data
-from wsfs.cli.export import export
-from wsfs.cli.fsck import fsck, verify
-from wsfs.cli.init import init
-from wsfs.cli.install import install_helpers
-from wsfs.cli.mount import mount
-from wsfs.cli.status import status
-from wsfs.cli.stop import sync, umount
-from wsfs.control import as_wsfs_error, sentence
+from wsfs.cli.process import guarded, keep_memory_private, leave
+from wsfs.log import Text
 
-INTERRUPTED = 130
+MODULES = {
+    "check-ignore": "ignore",
+    "clean": "clean",
+    "completion": "completion",
+    "config": "config",
+    "data": "data",
+    "diff": "history",
+    "doctor": "doctor",
+    "export": "export",
+    "fork": "fork",
+    "fsck": "fsck",
+    "gc": "gc",
+    "import": "import_",
+    "init": "init",
+    "install-helpers": "install",
+    "log": "history",
+    "keep": "keep",
+    "mount": "mount",
+    "pin": "history",
+    "refresh": "refresh",
+    "restore": "restore",
+    "start": "notebook",
+    "stats": "stats",
+    "run": "run",
+    "status": "status",
+    "stop": "notebook",
+    "sync": "stop",
+    "umount": "stop",
+    "undo": "restore",
+    "unsaved": "unsaved",
+    "usage": "usage",
+    "verify": "fsck",
+}
+"""Each command, and the module of this package that has it under its name."""
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+class Commands(MutableMapping[str, click.Command]):
+    """All commands, each imported when it is asked for: a stop need not wait for what only a check needs."""
+
+    def __init__(self, modules: dict[str, str]) -> None:
+        self._modules = modules
+        self._loaded: dict[str, click.Command] = {}
+
+    def __getitem__(self, name: str) -> click.Command:
+        if name not in self._loaded:
+            module = import_module(f"wsfs.cli.{self._modules[name]}")
+            attribute = name.replace("-", "_")
+            self._loaded[name] = getattr(module, attribute + "_" * iskeyword(attribute))
+        return self._loaded[name]
+
+    def __setitem__(self, name: str, command: click.Command) -> None:
+        self._modules.setdefault(name, "")
+        self._loaded[name] = command
+
+    def __delitem__(self, name: str) -> None:
+        del self._modules[name]
+        self._loaded.pop(name, None)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._modules)
+
+    def __len__(self) -> int:
+        return len(self._modules)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._modules
+
+
+@click.group(
+    commands=Commands(dict(MODULES)),
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
 @click.version_option(__version__, prog_name="wsfs")
 def cli() -> None:
     """A notebook's home that survives a stop.
@@ -43,74 +105,17 @@ def cli() -> None:
       wsfs umount /workspace
 
     Settings come from, in this order: flags, -o options, WSFS_* environment variables (such as
-    WSFS_ENDPOINT_URL or WSFS_CACHE_DIR), defaults. Credentials come from where the AWS tools look for them.
-    WSFS_DEBUG=1 shows tracebacks.
+    WSFS_ENDPOINT_URL or WSFS_CACHE_DIR), configuration files, defaults; 'wsfs config' shows them. Credentials
+    come from where the AWS tools look for them. WSFS_DEBUG=1 shows tracebacks.
     """
-
-
-for command in (init, mount, umount, sync, status, data, fsck, verify, export, install_helpers):
-    cli.add_command(command)
-
-
-def guarded(body: Callable[[], object]) -> int:
-    """Run `body` and return the exit code; each error becomes one sentence on stderr, never a traceback.
-
-    An integer that `body` returns is the exit code.
-    """
-    for stream in (sys.stdout, sys.stderr):  # names are bytes: printing one must not fail
-        reconfigure = getattr(stream, "reconfigure", None)
-        if reconfigure is not None:
-            reconfigure(errors="backslashreplace")
-    try:
-        result = body()
-        sys.stdout.flush()
-    except click.UsageError as exc:
-        _complain(exc.format_message())
-        if exc.ctx is not None:
-            _write(f"Try '{exc.ctx.command_path} --help' for help and examples.")
-        return exc.exit_code
-    except click.ClickException as exc:
-        _complain(exc.format_message())
-        return exc.exit_code
-    except (KeyboardInterrupt, click.Abort):
-        _complain("interrupted")
-        return INTERRUPTED
-    except BrokenPipeError:  # the reader of our output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except (Exception, BaseExceptionGroup) as exc:
-        return _failed(exc)
-    return result if isinstance(result, int) else 0
-
-
-def _failed(exc: BaseException) -> int:
-    if os.environ.get("WSFS_DEBUG") == "1":
-        traceback.print_exc()
-    error = as_wsfs_error(exc)
-    if error is not None:
-        _complain(sentence(error))
-        return error.exit_code
-    if isinstance(exc, BaseExceptionGroup) and exc.subgroup(KeyboardInterrupt) is not None:
-        _complain("interrupted")
-        return INTERRUPTED
-    if isinstance(exc, OSError) and exc.strerror:
-        _complain(f"{exc.filename}: {exc.strerror}" if exc.filename else exc.strerror)
-        return 1
-    _complain(f"internal error: {type(exc).__name__}: {exc}; set WSFS_DEBUG=1 to see where")
-    return 1
-
-
-def _complain(message: str) -> None:
-    _write(f"wsfs: {message}")
-
-
-def _write(line: str) -> None:
-    click.echo(line, err=True)
 
 
 def run() -> NoReturn:
     """The entry point of the `wsfs` program."""
-    sys.exit(guarded(lambda: cli.main(prog_name="wsfs", standalone_mode=False)))
+    keep_memory_private()
+    if logging.lastResort is not None:  # where nothing else is set up, as in all commands but the daemon
+        logging.lastResort.setFormatter(Text(stamped=False))
+    leave(guarded(lambda: cli.main(prog_name="wsfs", standalone_mode=False)))
 
 
 if __name__ == "__main__":

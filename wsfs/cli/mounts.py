@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
-import logging
 import os
 import re
 import subprocess
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 
 from wsfs.control import real_path
-from wsfs.errors import MountBusyError, MountError, SyncFailedError
+from wsfs.errors import MountBusyError, MountError
+from wsfs.log import get_log
 
-log = logging.getLogger(__name__)
+log = get_log(__name__)
 
 FSTYPE = "fuse.wsfs"
 REGISTER_TIMEOUT = 10.0
+ANSWER_SECONDS = 5.0
+KILL_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,59 +75,113 @@ def find(mountpoint: str | os.PathLike[str]) -> Mount | None:
     return next((mount for mount in reversed(all_mounts()) if mount.mountpoint == path), None)
 
 
+def containing(path: str | os.PathLike[str]) -> Mount | None:
+    """The mount in which `path` lies, a real path. Never touches the mount."""
+    inside = f"{os.fspath(path).rstrip('/')}/"
+    best: Mount | None = None
+    for mount in all_mounts():  # a later one at the same place hides an earlier one
+        top = f"{mount.mountpoint.rstrip('/')}/"
+        if inside.startswith(top) and (best is None or len(mount.mountpoint) >= len(best.mountpoint)):
+            best = mount
+    return best
+
+
 def find_wsfs(mountpoint: str | os.PathLike[str]) -> Mount | None:
     """The wsfs mount on top at `mountpoint`, or None."""
     mount = find(mountpoint)
     return mount if mount is not None and mount.is_wsfs else None
 
 
-def is_dead(mountpoint: str | os.PathLike[str]) -> bool:
-    """Is there a mount whose daemon is gone, so that every access fails?
+class Pulse(Enum):
+    """How a mount takes a question."""
 
-    Asks with statvfs(2), which always goes to the daemon: stat(2) may be answered from the kernel's memory.
+    ANSWERS = "it answers"
+    DEAD = "its daemon is gone, so that every access fails"
+    SILENT = "no answer comes in time"
+
+
+def pulse(mountpoint: str | os.PathLike[str]) -> Pulse:
+    """Ask a mount whether it is there. Takes ANSWER_SECONDS at most.
+
+    Asks with statfs(2), which always goes to the daemon: stat(2) may be answered from the kernel's memory. Asks in a
+    process of its own: what waits in the kernel for a daemon that hangs can perhaps not even be killed.
     """
+    command = ["stat", "--file-system", "--format=", "--", real_path(mountpoint)]
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "LC_ALL": "C"},
+    )
     try:
-        os.statvfs(mountpoint)
-    except OSError as exc:
-        return exc.errno in (errno.ENOTCONN, errno.ECONNABORTED)
-    return False
+        complaint = process.communicate(timeout=ANSWER_SECONDS)[1]
+    except subprocess.TimeoutExpired:
+        process.kill()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(KILL_SECONDS)
+        return Pulse.SILENT
+    dead = any(os.strerror(number) in complaint for number in (errno.ENOTCONN, errno.ECONNABORTED))
+    return Pulse.DEAD if dead else Pulse.ANSWERS
+
+
+def is_dead(mountpoint: str | os.PathLike[str]) -> bool:
+    """Is there a mount whose daemon is gone, so that every access fails?"""
+    return pulse(mountpoint) is Pulse.DEAD
 
 
 def answers(mountpoint: str | os.PathLike[str]) -> bool:
-    """Is a wsfs mounted at `mountpoint`, and does it answer?"""
-    if find_wsfs(mountpoint) is None:
-        return False
+    """Is a wsfs mounted at `mountpoint`, and does it answer? For a mount that we may not use the kernel does."""
+    return find_wsfs(mountpoint) is not None and pulse(mountpoint) is Pulse.ANSWERS
+
+
+def check(where: Path, *, allow_other: bool) -> None:
+    """Raise MountError unless something can be mounted there. A dead mount is no obstacle."""
+    mounted = find_wsfs(where)
+    if mounted is not None:
+        if not is_dead(where):
+            raise MountError(f"{where} is mounted already, from {mounted.source}: 'wsfs umount {where}' first")
+        return
+    if not where.is_dir():
+        missing = "does not exist: make it with mkdir" if not where.exists() else "is not a directory"
+        raise MountError(f"the mount point {where} {missing}")
+    if not os.path.exists("/dev/fuse"):
+        raise MountError("this machine has no /dev/fuse: load the fuse module, or give the container the device")
+    if not os.access("/dev/fuse", os.R_OK | os.W_OK):
+        raise MountError("this user may not open /dev/fuse: chmod 666 it, as most systems have it, or mount as root")
+    if allow_other and os.geteuid() != 0 and not others_allowed():
+        raise MountError(
+            "allow_other is for root alone on this machine: add a line 'user_allow_other' to /etc/fuse.conf, or mount"
+            " without it"
+        )
+
+
+def others_allowed() -> bool:
+    """Whether fusermount3 lets every user open a mount to others."""
     try:
-        device = os.stat(mountpoint).st_dev
-        os.statvfs(mountpoint)
-        return device != os.stat(os.path.dirname(real_path(mountpoint))).st_dev
-    except PermissionError:
-        return True  # a mount of another user without allow_other: the kernel refuses us before it asks the daemon
+        lines = Path("/etc/fuse.conf").read_text(errors="replace").splitlines()
     except OSError:
         return False
+    return any(line.strip() == "user_allow_other" for line in lines)
 
 
-def hand_over(mountpoint: str | os.PathLike[str], *, lenient: bool = False) -> None:
+def hand_over(mountpoint: str | os.PathLike[str], *, lenient: bool = False) -> str | None:
     """Have the kernel give the daemon every page that programs have written: syncfs(2). Blocks until it has
     them.
 
-    Raises SyncFailedError if some could not be given. `lenient`: does nothing where we may not even open the
-    mount.
+    Returns what the kernel complains of, which the daemon can judge: perhaps a program knows that already. "" if
+    all is well. `lenient`: does nothing where we may not even open the mount, and returns None.
     """
     try:
         descriptor = os.open(mountpoint, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except PermissionError:
         if lenient:  # root on a mount of a user without allow_other; the kernel hands over at the unmount as well
-            return
+            return None
         raise MountError(f"{mountpoint} belongs to another user, who mounted it without allow_other") from None
     try:
         libc = ctypes.CDLL(None, use_errno=True)
-        if libc.syncfs(descriptor) != 0:
-            reason = os.strerror(ctypes.get_errno())
-            raise SyncFailedError(
-                f"the kernel could not hand over everything that was written to {mountpoint}: {reason}; "
-                f"nothing was unmounted, free space and try again"
-            )
+        return "" if libc.syncfs(descriptor) == 0 else os.strerror(ctypes.get_errno())
     finally:
         os.close(descriptor)
 
@@ -146,7 +204,12 @@ def register(url: str, mountpoint: str | os.PathLike[str]) -> None:
             timeout=REGISTER_TIMEOUT,
         )
     except (OSError, subprocess.SubprocessError) as exc:
-        log.warning("plain umount will not wait for the last save mountpoint=%s error=%s", mountpoint, exc)
+        log.warning(
+            "plain umount will not wait for the last save",
+            mountpoint=mountpoint,
+            error=exc,
+            remedy=f"stop it with 'wsfs umount {mountpoint}'",
+        )
 
 
 def unmount(mountpoint: str | os.PathLike[str], *flags: str) -> None:

@@ -8,16 +8,11 @@ from typing import Any
 
 import click
 
+from wsfs.text import files, size
+
+__all__ = ["duration", "files", "json_option", "kept", "print_json", "saved", "size"]
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a sentence.")
-
-
-def size(count: float) -> str:
-    """Bytes for people: 512 B, 1.2 MB (powers of 1000, as df -H)."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
 
 
 def duration(seconds: float) -> str:
@@ -30,16 +25,23 @@ def duration(seconds: float) -> str:
     return f"{seconds / 86_400:.0f} d"
 
 
-def files(count: int) -> str:
-    return "1 file" if count == 1 else f"{count:,} files"
+def kept(answer: Mapping[str, Any]) -> str:
+    """How much `.wsfsignore` keeps on this machine; empty if nothing."""
+    count = answer.get("kept_files") or 0
+    stay = "stays" if count == 1 else "stay"
+    return (
+        f"{size(answer.get('kept_bytes') or 0)} in {files(count)} {stay} on this machine (.wsfsignore)" if count else ""
+    )
 
 
-def print_json(value: object) -> None:
-    click.echo(json.dumps(value, indent=2, default=str))
+def print_json(value: object, *, err: bool = False) -> None:
+    click.echo(json.dumps(value, indent=2, default=str), err=err)
 
 
 def saved(answer: Mapping[str, Any]) -> str:
     """The sentence at the end of a sync or stop."""
-    what = f"{files(int(answer.get('files', 0)))}, {size(float(answer.get('bytes', 0)))}"
-    sequence = f" Commit #{answer['seq']}." if answer.get("seq") is not None else ""
-    return f"Saved: {what} in {duration(float(answer.get('seconds', 0)))}.{sequence}"
+    point = "".join(f" {word}" for word in (answer.get("saved_at"), f"#{answer.get('seq', 0)}") if word)
+    if not answer.get("files") and not answer.get("bytes"):
+        return f"Saved: nothing has changed since save point{point}."
+    what = f"{files(int(answer['files']))}, {size(float(answer['bytes']))}"
+    return f"Saved: {what} in {duration(float(answer['seconds']))}. Save point{point}."

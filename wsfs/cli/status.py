@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import click
 
 from wsfs.cli import daemon, mounts
-from wsfs.cli.output import duration, files, json_option, print_json, size
-from wsfs.cli.store import opened, store_options
+from wsfs.cli.output import duration, files, json_option, kept, print_json, size
+from wsfs.cli.store import opened_workspace, store_options
+from wsfs.errors import FormatError, NotMountedError
+from wsfs.text import printable
 
 GOOD_STATES = ("STARTING", "RUNNING", "STOPPING", "STOPPED")
 
@@ -26,7 +29,7 @@ def status(where: str | None, check: bool, as_json: bool, **options: Any) -> int
     STARTING RUNNING STOPPING   a daemon is at work
     STOPPED                     everything is in the store
     SYNC_FAILED                 stopped, but some changes are only in the cache directory
-    ERROR                       refused or died; the reason is shown
+    ERROR                       refused, died, or does not answer; the reason is shown
 
     The exit code is 0 whenever the question could be answered; --check makes it depend on the answer.
 
@@ -37,7 +40,7 @@ def status(where: str | None, check: bool, as_json: bool, **options: Any) -> int
       wsfs status s3://bucket/ada       asks the store, from any machine
     """
     if where is None:
-        found = [daemon.status(mount.mountpoint) for mount in mounts.all_mounts() if mount.is_wsfs]
+        found = list(of_all())
     elif "://" in where:
         found = [from_store(where, options)]
     else:
@@ -51,13 +54,25 @@ def status(where: str | None, check: bool, as_json: bool, **options: Any) -> int
     return int(check and (not found or any(one["state"] != "RUNNING" for one in found)))
 
 
+def of_all() -> Iterator[dict[str, Any]]:
+    """The state of each mount on this machine, without those that go away while the others are asked."""
+    for mount in mounts.all_mounts():
+        if mount.is_wsfs:
+            with contextlib.suppress(NotMountedError):
+                yield daemon.status(mount.mountpoint)
+
+
 def from_store(url: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """The state of the workspace at `url` as its store has it, with the field names of a mount's status."""
-    with opened(url, options) as store:
+    with opened_workspace(url, options, deadline=20.0) as store:
         from wsfs.repo.head import read_head
-        from wsfs.store.retry import RetryingStore
+        from wsfs.repo.workspace import read_format
 
-        version = read_head(RetryingStore(store, deadline=20.0))
+        try:
+            version = read_head(store)
+        except FormatError:
+            read_format(store)  # says so if it is only encrypted
+            raise
     head = version.head
     holder = head.holder
     return {
@@ -80,18 +95,39 @@ def describe(one: Mapping[str, Any]) -> str:
     """A status for people: the name and state, then a line for each thing that is known."""
     state = str(one["state"])
     shown = click.style(state, fg="green" if state in GOOD_STATES else "red", bold=True)
-    lines = [f"{one.get('mountpoint') or one.get('url')}  {shown}"]
-    lines += [f"  {name:<10} {text}" for name, text in _lines(one) if text]
+    lines = [f"{printable(str(one.get('mountpoint') or one.get('url')))}  {shown}"]
+    lines += [f"  {name:<10} {printable(text)}" for name, text in _lines(one) if text]
     return "\n".join(lines)
+
+
+def forecast(one: Mapping[str, Any]) -> str:
+    """How long a stop would take now, and why."""
+    if one.get("stop_seconds") is None or one["state"] not in ("STARTING", "RUNNING", "STOPPING", "SYNC_FAILED"):
+        return ""
+    what = "everything is saved"
+    if one["unsaved_bytes"]:
+        packs = "1 pack" if one["unsaved_packs"] == 1 else f"{one['unsaved_packs']:,} packs"
+        what = f"{size(one['unsaved_bytes'])} in {packs} unsaved"
+    elif one["unsaved_files"]:
+        what = f"{files(one['unsaved_files'])} unsaved"
+    age = one.get("last_save_age")
+    last = "" if age is None else f"; last save {duration(age)} ago"
+    if one["state"] == "SYNC_FAILED":
+        what += ", and the last save failed"
+    return f"stopping now takes about {duration(one['stop_seconds'])}: {what}{last}"
 
 
 def _lines(one: Mapping[str, Any]) -> list[tuple[str, str]]:
     lines = [("reason", str(one.get("reason") or ""))]
+    lines.append(("recovered", str(one.get("recovered") or "").removeprefix("recovered ")))
+    lines.append(("notice", str(one.get("notice") or "")))
     if one.get("mountpoint"):
         lines.append(("workspace", str(one.get("url") or "")))
     if one.get("unsaved_files") is not None:
         unsaved = f"{files(one['unsaved_files'])}, {size(one.get('unsaved_bytes') or 0)}"
+        lines.append(("forecast", forecast(one)))
         lines.append(("unsaved", unsaved if one["unsaved_files"] or one.get("unsaved_bytes") else "nothing"))
+    lines.append(("local only", kept(one)))
     if one.get("last_save"):
         age = one.get("last_save_age")
         lines.append(("last save", f"{one['last_save']}" + (f", {duration(age)} ago" if age is not None else "")))

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
 import click
 
 from wsfs.cli import daemon
-from wsfs.cli.output import json_option, print_json, saved
-from wsfs.config import parse_duration
+from wsfs.cli.output import json_option, kept, print_json, saved
+from wsfs.cli.progress import Display
+from wsfs.control import sentence
+from wsfs.errors import SyncFailedError, WsfsError
 
 
 @click.command(short_help="Save everything, unmount, end the daemon.")
@@ -33,28 +39,55 @@ def umount(mountpoint: str, deadline: str | None, as_json: bool) -> None:
     Exit codes: 3 time was up, 41 the mount is in use, 42 nothing is mounted there,
     50 not everything could be saved.
     """
-    answer = daemon.stop(mountpoint, None if deadline is None else parse_duration(deadline))
-    if as_json:
-        print_json(answer)
-    else:
-        click.echo(saved(answer))
+    seconds: float | None = None
+    if deadline is not None:
+        from wsfs.values import parse_duration
+
+        seconds = parse_duration(deadline)
+    _tell(mountpoint, lambda display: daemon.stop(mountpoint, seconds, display), as_json=as_json)
 
 
 @click.command(short_help="Save everything now.")
-@click.argument("mountpoint", type=click.Path())
+@click.argument("mountpoint", type=click.Path(), required=False)
 @json_option
-def sync(mountpoint: str, as_json: bool) -> None:
+def sync(mountpoint: str | None, as_json: bool) -> None:
     """Save everything now and return when it is durable in the store; the mount goes on.
 
-    What programs write meanwhile is saved by the next sync, the next background save, or the stop.
+    Without MOUNTPOINT it is the workspace that the current directory is in, or else the only one that is mounted
+    here. What programs write meanwhile is saved by the next sync, the next background save, or the stop.
 
     \b
     Examples:
+      wsfs sync
       wsfs sync /workspace
       wsfs sync /workspace --json
     """
-    answer = daemon.sync(mountpoint)
+    where = mountpoint or daemon.only_mount()
+    _tell(where, lambda display: daemon.sync(where, display), as_json=as_json)
+
+
+def _tell(mountpoint: str, save: Callable[[Display | None], dict[str, Any]], *, as_json: bool) -> None:
+    """Have it saved, and say how that went."""
+    try:
+        answer = save(None if as_json else Display("saving"))
+    except WsfsError as exc:
+        if as_json:
+            print_json(account_of_failure(mountpoint, exc))
+        raise
     if as_json:
         print_json(answer)
-    else:
-        click.echo(saved(answer))
+        return
+    click.echo(saved(answer))
+    if kept(answer):
+        click.echo(f"{kept(answer)}.")
+
+
+def account_of_failure(mountpoint: str, exc: WsfsError) -> dict[str, Any]:
+    """What docs/JSON.md says about a save that failed. null: the daemon that would know is gone."""
+    left: int | None = None
+    state = "SYNC_FAILED" if isinstance(exc, SyncFailedError) else "ERROR"
+    with contextlib.suppress(WsfsError):
+        status = daemon.status(mountpoint)
+        state, left = str(status["state"]), status.get("unsaved_files")
+    counts = {"total": left, "processed": 0, "completed": 0, "skipped": 0, "failed": left, "transferredBytes": 0}
+    return {"state": state, "direction": "upload", **counts, "error": sentence(exc), "exit_code": exc.exit_code}

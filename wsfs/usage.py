@@ -1,0 +1,158 @@
+"""What a workspace takes in its bucket, and what for. Reads the newest commit whole, and the segments of the others."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from itertools import islice
+from typing import Any, Final
+
+from wsfs.errors import FormatError
+from wsfs.model import ROOT_INO
+from wsfs.repo import codec
+from wsfs.repo.head import read_head
+from wsfs.repo.manifest import Manifest, SegmentRef
+from wsfs.repo.workspace import read_format
+from wsfs.store.base import Store
+from wsfs.sync.history import save_points
+from wsfs.sync.load import read_manifest, read_segment
+from wsfs.sync.survey import Listing, list_objects, pack_id, pack_sizes
+from wsfs.sync.verify import Census, take_census
+
+_READERS: Final = 8
+
+
+@dataclass(slots=True)
+class _Directory:
+    """What lies below one entry of the top directory. `stored`: what its blocks take, each counted where it is first
+    used."""
+
+    files: int = 0
+    bytes: int = 0
+    stored: int = 0
+
+
+def usage(store: Store) -> dict[str, Any]:
+    """What docs/JSON.md describes for `wsfs usage`, without the money. Raises StoreError, FormatError,
+    NoWorkspaceError."""
+    read_format(store)  # says so if the key is missing
+    head = read_head(store).head
+    manifest = read_manifest(store, head)
+    listing = list_objects(store)
+    packs = pack_sizes(store, listing)
+    census = take_census(store, manifest, packs, frames=True)
+    directories, data = _by_directory(census)
+    points = _by_save_point(store, manifest, listing)
+    total = listing.size
+    metadata = sum(ref.length for ref in (*manifest.base, *manifest.deltas))
+    older = sum(point["bytes"] for point in points)
+    return {
+        "url": store.url,
+        "seq": manifest.seq,
+        "saved_at": manifest.created,
+        "files": manifest.files,
+        "bytes": manifest.bytes,
+        "stored": {
+            "total": total,
+            "data": data["stored"],
+            "metadata": metadata,
+            "save_points": older,
+            "other": max(total - data["stored"] - metadata - older, 0),
+        },
+        "deduplication": data["referenced"] - data["unique"],
+        "compression": data["unique"] - data["stored"],
+        "directories": [
+            {"path": os.fsdecode(name), **asdict(found)}
+            for name, found in sorted(directories.items(), key=lambda one: (-one[1].stored, -one[1].bytes, one[0]))
+        ],
+        "save_points": points,
+        "ledger": asdict(head.ledger) if head.ledger else None,
+    }
+
+
+def _by_directory(census: Census) -> tuple[dict[bytes, _Directory], dict[str, int]]:
+    """By entry of the top directory (files in it are together, as '.'), and all frames together: bytes that blocks lead
+    to, bytes of frames, and what these take compressed."""
+    tops: dict[int, bytes] = {ROOT_INO: b"."}
+    found: dict[bytes, _Directory] = {}
+    for ino, inode in census.inodes.items():
+        if ino != ROOT_INO:
+            one = found.setdefault(_top(census, tops, ino), _Directory())
+            one.files += 1
+            one.bytes += 0 if inode.is_dir else inode.size
+    seen: set[tuple[int, int, int]] = set()
+    data = dict.fromkeys(("referenced", "unique", "stored"), 0)
+    for use in census.frames:
+        loc = use.loc
+        data["referenced"] += loc.raw_length
+        if (place := (loc.epoch, loc.pack, loc.offset)) not in seen:
+            seen.add(place)
+            data["unique"] += loc.raw_length
+            data["stored"] += loc.stored_length
+            found.setdefault(_top(census, tops, use.ino), _Directory()).stored += loc.stored_length
+    return found, data
+
+
+def _top(census: Census, tops: dict[int, bytes], ino: int) -> bytes:
+    """The entry of the top directory that an inode lies below."""
+    way: list[int] = []
+    top = b"."
+    while ino not in tops:
+        inode, names = census.inodes.get(ino), census.names.get(ino)
+        if not names or len(way) > len(census.inodes):
+            break  # a damaged workspace
+        way.append(ino)
+        if names[0].parent == ROOT_INO:
+            top = names[0].name if inode is not None and inode.is_dir else b"."
+            break
+        ino = names[0].parent
+    else:
+        top = tops[ino]
+    tops.update(dict.fromkeys(way, top))
+    return top
+
+
+def _by_save_point(store: Store, newest: Manifest, listing: Listing) -> list[dict[str, Any]]:
+    """Each save point but the newest, and how many bytes would be gone without it and the older ones."""
+    points = [point for point in save_points(store) if point.manifest.key != newest.key]
+    manifests = [newest, *(point.manifest for point in points)]
+    refs = {ref.key: ref for manifest in manifests for ref in (*manifest.base, *manifest.deltas)}
+    packs = dict(_packs_of(store, list(refs.values())))
+    seen: set[object] = set()
+    found = []
+    for manifest in manifests:
+        size = 0
+        for ref in (*manifest.base, *manifest.deltas):
+            if ref.key not in seen:
+                seen.add(ref.key)
+                size += ref.length
+            for pack in packs.get(ref.key, frozenset()) - seen:
+                seen.add(pack)
+                size += listing.packs[pack].size if pack in listing.packs else 0
+        found.append({"id": manifest.seq, "created": manifest.created, "bytes": size})
+    return found[1:]
+
+
+def _packs_of(store: Store, refs: list[SegmentRef]) -> Iterator[tuple[str, frozenset[int]]]:
+    """The packs that the rows of each segment lead to."""
+
+    def read(ref: SegmentRef) -> tuple[str, frozenset[int]]:
+        try:
+            rows = read_segment(store, ref)
+        except FormatError:  # deleted just now, or the damage that made somebody pin it
+            return ref.key, frozenset()
+        return ref.key, frozenset(_packs_in(row for key, row in rows if codec.table_of(key) == codec.BLOCK))
+
+    rest = iter(refs)
+    with ThreadPoolExecutor(_READERS, "wsfs-usage") as pool:
+        while batch := list(islice(rest, 4 * _READERS)):
+            yield from pool.map(read, batch)
+
+
+def _packs_in(rows: Iterable[bytes | None]) -> Iterator[int]:
+    for row in rows:
+        place = codec.place_of(row) if row else None
+        if place:
+            yield pack_id(place[0], place[1])
