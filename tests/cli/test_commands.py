@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING
 import click
 import pytest
 
-from wsfs.cli import main
+from wsfs.cli import main, mounts, process
 from wsfs.cli.init import parse_labels, parse_owner
 from wsfs.cli.mounts import parse_mountinfo
 from wsfs.cli.output import duration, size
+from wsfs.cli.status import of_all
 from wsfs.errors import MarkerError, UsageError
 
 if TYPE_CHECKING:
@@ -82,6 +83,8 @@ def test_commands_start_without_heavy_imports() -> None:
         (["status", "/tmp"], 42, "no workspace is mounted at /tmp"),
         (["init", "nonsense"], 2, "scheme"),
         (["init", "file:///nowhere", "--label", "x"], 2, "--label KEY=VALUE"),
+        (["init", "file:///nowhere", "--encrypt"], 2, "--encrypt needs a key: name a file with --key-file"),
+        (["init", "file:///nowhere", "--encrypt", "--key-file", "k", "--kms-key", "x"], 2, "a workspace has one key"),
         (["data", "/tmp", "--size", "all"], 2, "50% or 8G"),
     ],
 )
@@ -111,6 +114,26 @@ def test_init_as_json(wsfs: Run, tmp_path: Path) -> None:
     assert set(made) == {"url", "workspace_id", "created"}
 
 
+def test_config_shows_where_each_value_comes_from(wsfs: Run, tmp_path: Path) -> None:
+    file = tmp_path / "wsfs.toml"
+    file.write_text('price = 2\n["s3://bucket"]\numask = "027"\n')
+    env = {"WSFS_CONFIG": str(file), "WSFS_SAVE_INTERVAL": "1m"}
+    lines = wsfs("config", "s3://bucket/ada", "-o", "xattr", **env).stdout.splitlines()
+    rows = {words[0]: words[1:] for words in map(str.split, lines)}
+    assert rows["price"] == ["2", str(file)]
+    assert rows["umask"] == ["027", str(file), '["s3://bucket"]']
+    assert rows["save_interval"] == ["60", "environment", "WSFS_SAVE_INTERVAL"]
+    assert rows["xattr"] == ["yes", "-o"]
+    assert rows["retain"][1] == "default"
+    shown = json.loads(wsfs("config", "--json", **env).stdout)
+    assert shown["files"] == [str(file)]
+    assert shown["settings"]["price"] == {"value": 2.0, "source": str(file)}
+    assert shown["settings"]["umask"] == {"value": None, "source": "default"}
+    file.write_text("prise = 2\n")
+    assert f"{file}: unknown key 'prise': did you mean price?" in wsfs("config", code=2, **env).stderr
+    assert f"{file}: unknown key 'prise'" in wsfs("status", "file:///nowhere", code=2, **env).stderr
+
+
 def test_status_of_a_url_without_workspace(wsfs: Run, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     assert "no workspace" in wsfs("status", f"file://{tmp_path}/empty", code=20).stderr
@@ -119,6 +142,16 @@ def test_status_of_a_url_without_workspace(wsfs: Run, tmp_path: Path) -> None:
 def test_status_without_mounts(wsfs: Run) -> None:
     shown = json.loads(wsfs("status", "--json").stdout)
     assert isinstance(shown, list)  # other tests on this machine may have mounts
+
+
+def test_status_of_all_leaves_out_what_is_gone_by_the_time_it_is_asked(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    gone = f"36 35 0:31 / {tmp_path}/gone rw - fuse.wsfs s3://b/w rw,user_id={os.geteuid()}"
+    monkeypatch.setattr(mounts, "all_mounts", lambda: parse_mountinfo(gone))
+    assert [mount.is_wsfs for mount in mounts.all_mounts()] == [True]
+    monkeypatch.setattr(mounts, "find_wsfs", lambda mountpoint: None)
+    assert list(of_all()) == []
 
 
 def test_labels_and_owners() -> None:
@@ -161,7 +194,7 @@ class TestGuarded:
             raise error
 
         monkeypatch.delenv("WSFS_DEBUG", raising=False)
-        assert main.guarded(body) == code
+        assert process.guarded(body) == code
         shown = capsys.readouterr().err
         assert words in shown
         assert "Traceback" not in shown
@@ -171,12 +204,12 @@ class TestGuarded:
             raise MarkerError("no marker")
 
         monkeypatch.setenv("WSFS_DEBUG", "1")
-        assert main.guarded(body) == 24
+        assert process.guarded(body) == 24
         assert "Traceback" in capsys.readouterr().err
 
     def test_integers_are_exit_codes(self) -> None:
-        assert main.guarded(lambda: 3) == 3
-        assert main.guarded(lambda: None) == 0
+        assert process.guarded(lambda: 3) == 3
+        assert process.guarded(lambda: None) == 0
 
 
 def test_reader_that_has_seen_enough_is_no_error(environ: dict[str, str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 
@@ -9,11 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wsfs import config
+from wsfs import config, configfile, values
 from wsfs.config import MountSettings, load_settings, parse_mount_options
 from wsfs.errors import UsageError
 
 URL = "s3://bucket/ada"
+Write = Callable[..., dict[str, str]]
 
 
 def load(options: str = "", **more: object) -> MountSettings:
@@ -25,26 +27,27 @@ def load(options: str = "", **more: object) -> MountSettings:
     [("0", 0), ("512", 512), ("64K", 65536), ("10G", 10 * 2**30), ("1.5GiB", 3 * 2**29), ("2tb", 2**41)],
 )
 def test_sizes(text: str, size: int) -> None:
-    assert config.parse_size(text) == size
+    assert values.parse_size(text) == size
 
 
 @pytest.mark.parametrize("text", ["", "G", "-1", "10X", "10 G B", "1e3", "\u0661"])
 def test_bad_sizes(text: str) -> None:
     with pytest.raises(UsageError, match="not a size"):
-        config.parse_size(text)
+        values.parse_size(text)
 
 
 @pytest.mark.parametrize(
-    ("text", "seconds"), [("0", 0), ("30", 30), ("30s", 30), ("2m", 120), ("1.5h", 5400), ("500ms", 0.5)]
+    ("text", "seconds"),
+    [("0", 0), ("30", 30), ("30s", 30), ("2m", 120), ("1.5h", 5400), ("500ms", 0.5), ("7d", 604800)],
 )
 def test_durations(text: str, seconds: float) -> None:
-    assert config.parse_duration(text) == seconds
+    assert values.parse_duration(text) == seconds
 
 
-@pytest.mark.parametrize("text", ["", "s", "-1", "1d", "soon", "inf", "nan"])
+@pytest.mark.parametrize("text", ["", "s", "-1", "1y", "soon", "inf", "nan"])
 def test_bad_durations(text: str) -> None:
     with pytest.raises(UsageError, match="not a duration"):
-        config.parse_duration(text)
+        values.parse_duration(text)
 
 
 def test_defaults() -> None:
@@ -129,10 +132,16 @@ def test_last_of_ro_and_rw_wins() -> None:
         ("uid=nobody-here", "no user 'nobody-here'"),
         ("gid=nobody-here", "no group"),
         ("addressing_style=odd", "auto, path, virtual"),
+        ("log_format=xml", "text, json"),
         ("endpoint_url=s3.example.org", "http"),
         ("endpoint_url=https://key:secret@s3.example.org", "credentials do not belong"),
         ("xattr=perhaps", "neither yes nor no"),
         ('cache_dir="/a', "quotation"),
+        ("cache_size=" + "9" * 400, "more than any disk"),
+        ("save_interval=" + "9" * 400, "too long a time"),
+        ("uid=" + "9" * 5000, "not the number of a user"),
+        ("gid=4294967295", "not the number of a user"),
+        ("endpoint_url=https://[", "is none"),
     ],
 )
 def test_mistakes_are_named(text: str, words: str) -> None:
@@ -181,9 +190,10 @@ def test_default_cache_is_one_for_each_workspace() -> None:
     assert len({cache(URL), cache("s3://bucket/bob"), cache(URL, "http://other")}) == 3
     assert config.default_cache_dir(URL, root=True).parent == Path("/var/cache/wsfs")
     assert load(environ={"WSFS_CACHE_DIR": "/c"}).cache_dir == Path("/c")
+    assert cache("file:///not\udcffutf8") != cache("file:///not")
 
 
-@pytest.mark.parametrize("url", ["", "s3://key:secret@bucket/x"])
+@pytest.mark.parametrize("url", ["", "s3://key:secret@bucket/x", "s3://[", "s3://key:secret@["])
 def test_urls_that_cannot_be(url: str) -> None:
     with pytest.raises(UsageError) as caught:
         load_settings(url, "/workspace", environ={})
@@ -193,6 +203,98 @@ def test_urls_that_cannot_be(url: str) -> None:
 paths = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0/.~"), min_size=1).map(
     lambda text: Path("/" + text)
 )
+
+
+class TestFiles:
+    """Configuration files: which wins, and that a mistake names the file and the key."""
+
+    @pytest.fixture
+    def write(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
+        monkeypatch.setattr(configfile, "MACHINE_FILE", tmp_path / "etc" / "config.toml")
+        (tmp_path / "etc").mkdir()
+        (tmp_path / "home" / ".config" / "wsfs").mkdir(parents=True)
+
+        def write(machine: str = "", user: str = "") -> dict[str, str]:
+            (tmp_path / "etc" / "config.toml").write_text(machine)
+            (tmp_path / "home" / ".config" / "wsfs" / "config.toml").write_text(user)
+            return {"HOME": str(tmp_path / "home")}
+
+        return write
+
+    def test_precedence(self, write: Write) -> None:
+        machine = 'save_interval = "1m"\ncache_size = "1G"\nprice = 0.02\nxattr = true\nstore_timeout = 90\n'
+        environ = write(machine, 'save_interval = "2m"\ncache_size = "2G"\n["s3://bucket"]\ncache_size = "3G"\n')
+        settings = load("retain=2h/1d/30d", environ=environ | {"WSFS_SAVE_INTERVAL": "3m"})
+        assert (settings.save_interval, settings.cache_size, settings.price) == (180.0, 3 * 2**30, 0.02)
+        assert settings.xattr
+        assert settings.store_timeout == 90.0
+        assert load(environ=environ).save_interval == 120.0
+        assert load("save_interval=5", environ=environ, flags={"cache_size": 7}).cache_size == 7
+
+    def test_the_section_with_the_longest_url_wins(self, write: Write) -> None:
+        text = '["s3://bucket/ada"]\nprice = 3\n["s3://bucket/"]\nprice = 2\n["s3://buck"]\nprice = 1\n'
+        environ = write("price = 4\n" + text)
+
+        def price(url: str) -> float:
+            return load_settings(url, "/workspace", environ=environ).price
+
+        urls = ["s3://bucket/ada", "s3://bucket/ada/x", "s3://bucket/adam", "s3://bucket", "s3://bucke", "file:///x"]
+        assert [price(url) for url in urls] == [3, 3, 2, 2, 4, 4]
+
+    def test_where_each_value_comes_from(self, write: Write, tmp_path: Path) -> None:
+        environ = write('price = 1\n["s3://bucket"]\numask = "027"\n') | {"WSFS_CACHE_SIZE": "1G"}
+        found = config.merged_settings(URL, environ, {"xattr": True}, {"key_file": Path("/k"), "kms_key": None})
+        file = tmp_path / "etc" / "config.toml"
+        assert found == {
+            "price": (1.0, str(file)),
+            "umask": (0o027, f'{file} ["s3://bucket"]'),
+            "cache_size": (2**30, "environment WSFS_CACHE_SIZE"),
+            "xattr": (True, "-o"),
+            "key_file": (Path("/k"), "flag"),
+        }
+
+    @pytest.mark.parametrize(
+        ("text", "words"),
+        [
+            ("cache_sise = 3", "config.toml: unknown key 'cache_sise': did you mean cache_size or"),
+            ('["s3://other"]\ncache_sise = 3', "[\"s3://other\"] unknown key 'cache_sise'"),
+            ('aws_secret_access_key = "hush"', "unknown key 'aws_secret_access_key'"),
+            ("cache_size = true", 'cache_size: it must be in quotes, as in "10G"'),
+            ("cache_size = [1]", "cache_size: it must be in quotes"),
+            ('cache_size = "big"', "cache_size: 'big' is not a size"),
+            ('xattr = "yes"', "xattr: it must be true or false"),
+            ("takeover = true", "config.toml: takeover is for one mount only"),
+            ("allow_other = true", "allow_other is for one workspace: put it into a section"),
+            ('["s3://b"]\numask = 0o22', "umask: it must be in quotes"),
+            ("[workspace]\nprice = 1", "[workspace] is no section"),
+            ('["s3://key:hush@bucket"]\nprice = 1', "credentials in its URL"),
+            ('endpoint_url = "https://key:hush@s3.example.org"', "endpoint_url: credentials do not belong"),
+            ("price = ", "config.toml: is not TOML"),
+        ],
+    )
+    def test_mistakes_name_the_file_and_the_key(self, write: Write, text: str, words: str) -> None:
+        with pytest.raises(UsageError) as caught:
+            load(environ=write(text))
+        assert words in str(caught.value)
+        assert "hush" not in str(caught.value)
+
+    def test_one_file_in_place_of_all(self, write: Write, tmp_path: Path) -> None:
+        environ = write("price = 1", "price = 2")
+        (tmp_path / "mine.toml").write_text("free_size = 5")
+        settings = load(environ=environ | {"WSFS_CONFIG": str(tmp_path / "mine.toml")})
+        assert (settings.price, settings.free_size) == (0.01, 5)
+        with pytest.raises(UsageError, match="WSFS_CONFIG names it"):
+            load(environ=environ | {"WSFS_CONFIG": str(tmp_path / "missing.toml")})
+        (tmp_path / "mine.toml").write_bytes(b"\xff")
+        with pytest.raises(UsageError, match="UTF-8"):
+            load(environ=environ | {"WSFS_CONFIG": str(tmp_path / "mine.toml")})
+
+
+def test_formatted_options_win_over_an_environment_even_where_they_are_defaults() -> None:
+    """The daemon reads its command line and the same environment again."""
+    environ = {"WSFS_SAVE_INTERVAL": "1m", "WSFS_RETAIN": "2h/1d/60d", "WSFS_PRICE": "2"}
+    settings = load("save_interval=30,retain=2h/1d/30d,price=0.00001", environ=environ)
+    assert load(config.format_mount_options(settings), environ=environ) == settings
 
 
 @given(

@@ -51,12 +51,17 @@ async def answer(message: dict[str, Any]) -> dict[str, Any]:
     return {}
 
 
-def with_server(path: Path, client: Callable[[], Any], handler: control.Handler = answer) -> Any:
+def with_server(
+    path: Path,
+    client: Callable[[], Any],
+    handler: control.Handler = answer,
+    progress: control.Account = lambda: None,
+) -> Any:
     """Run the blocking `client` in a thread while a server is up; what it returns."""
 
     async def main() -> Any:
         async with trio.open_nursery() as nursery:
-            await nursery.start(control.serve, path, handler)
+            await nursery.start(control.serve, path, handler, progress)
             with trio.fail_after(20):
                 result = await trio.to_thread.run_sync(client)
             nursery.cancel_scope.cancel()
@@ -313,3 +318,56 @@ def test_every_error_has_an_exit_code_of_its_own() -> None:
         classes.extend(cls.__subclasses__())
     codes = [cls.exit_code for cls in classes if cls.__module__ == "wsfs.errors"]
     assert len(codes) == len(set(codes))
+
+
+def test_who_waits_is_told_meanwhile_and_answered_at_the_end(tmp_path: Path) -> None:
+    """Lines of progress as often as the client wants them, then the response; without being asked, none."""
+    path = control.socket_path(tmp_path)
+    told: list[dict[str, Any]] = []
+    enough = threading.Event()
+
+    def tell(account: dict[str, Any]) -> None:
+        told.append(account)
+        if len(told) == 3:
+            enough.set()
+
+    async def work(message: dict[str, Any]) -> dict[str, Any]:
+        if "progress" in message:
+            await trio.to_thread.run_sync(enough.wait, 20)
+        if message["op"] == "fail":
+            raise SyncFailedError("the store is down")
+        return {"files": 3}
+
+    def client() -> None:
+        assert control.request(path, {"op": "sync", "progress": 0.1}, tell=tell) == {"ok": True, "files": 3}
+        assert told[:3] == [{"completed": 1}] * 3
+        with pytest.raises(SyncFailedError, match="down"):
+            control.request(path, {"op": "fail", "progress": 0.1}, tell=tell)
+        told.clear()
+        assert control.request(path, {"op": "sync"}, tell=tell)["files"] == 3
+        assert told == []
+        with pytest.raises(UsageError, match="positive"):
+            control.request(path, {"op": "sync", "progress": -1})
+
+    with_server(path, client, work, lambda: {"completed": 1})
+
+
+def test_an_answer_that_is_ready_when_the_server_ends_is_delivered_with_progress_too(tmp_path: Path) -> None:
+    path = control.socket_path(tmp_path)
+    answers: list[dict[str, Any]] = []
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+
+            async def stop(message: dict[str, Any]) -> dict[str, Any]:
+                await trio.sleep(0.25)
+                nursery.cancel_scope.cancel()
+                return {"files": 3}
+
+            await nursery.start(control.serve, path, stop, lambda: {"completed": 1})
+            message = {"op": "stop", "progress": 0.1}
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(lambda: answers.append(control.request(path, message)))
+
+    trio.run(main)
+    assert answers == [{"ok": True, "files": 3}]

@@ -45,7 +45,7 @@ def test_mount_status_sync_umount(wsfs: Run, mountpoint: Path, tmp_path: Path) -
     assert shown["mountpoint"] == str(mountpoint)
     text = wsfs("status", "--check").stdout if len(json.loads(wsfs("status", "--json").stdout)) == 1 else ""
     assert not text or "unsaved    3 files, 1.5 kB" in text
-    assert "Saved: 3 files, 1.5 kB in 0.2 s. Commit #7." in wsfs("sync", mountpoint).stdout
+    assert "Saved: 3 files, 1.5 kB in 0.2 s. Save point #7." in wsfs("sync", mountpoint).stdout
     assert json.loads(wsfs("sync", mountpoint, "--json").stdout)["requests"] == 4
     assert "mounted already" in wsfs("mount", "s3://b/ok", mountpoint, code=40).stderr
     assert "Saved: 3 files" in wsfs("umount", mountpoint).stdout
@@ -59,7 +59,8 @@ def test_mount_status_sync_umount(wsfs: Run, mountpoint: Path, tmp_path: Path) -
 
 def test_relative_and_linked_mount_points_are_the_same(wsfs: Run, mountpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(mountpoint)
-    wsfs("mount", "s3://b/ok", tmp_path / "link")
+    shown = json.loads(wsfs("mount", "s3://b/ok", tmp_path / "link", "--json").stdout)
+    assert (shown["state"], shown["mountpoint"]) == ("RUNNING", str(mountpoint))
     assert state(wsfs, mountpoint)["state"] == "RUNNING"
     wsfs("umount", f"{mountpoint}/")
     assert mounts.find(mountpoint) is None
@@ -216,6 +217,7 @@ class TestData:
         assert mount.fstype == "tmpfs"
         assert {"nosuid", "nodev"} <= set(mount.options)
         assert mountpoint.stat().st_mode & 0o7777 == 0o1777
+        assert json.loads(wsfs("data", mountpoint, "--json").stdout) == {"mountpoint": str(mountpoint), "made": False}
         assert "already" in wsfs("data", mountpoint).stdout
         assert [mount.mountpoint for mount in mounts.all_mounts()].count(str(mountpoint)) == 1
         (mountpoint / "x").write_text("x")

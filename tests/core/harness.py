@@ -32,10 +32,10 @@ from wsfs.tree.namespace import Caller, Changes, Namespace
 T = TypeVar("T")
 
 CALLER = Caller(1000, 1000)
-STEPS = ("frozen", "packs", "segments", "manifest", "pending", "head", "advanced")
 SMALL_BLOCK = 4096
 SMALL = {
     "BLOCK_SIZE": SMALL_BLOCK,
+    "HELD_MAX": 2048,
     "TARGET_SIZE": 3 * SMALL_BLOCK,
     "PARTITION_SIZE": 600,
     "MAX_DELTAS": 3,
@@ -107,6 +107,8 @@ class World:
         self.now = 1_700_000_000_000_000_000
         self.told: list[str] = []
         self.reached: Callable[[str], None] = lambda _step: None
+        self.starting: Callable[[str], None] = lambda _step: None
+        self.watch: Callable[[Store], None] = lambda _store: None
         self.dead = True
         self.workspace: Workspace
         self.committer: Committer
@@ -119,7 +121,8 @@ class World:
     def start(self, *, me: Holder | None = None, takeover: bool = False, read_only: bool = False) -> None:
         """Mount."""
         assert self.dead
-        self.store = Store(self.bucket)
+        self.store = self.observer()
+        self.watch(self.store)
         self.cache = CacheDirectory(self.cache_path, self.told.append, sleep=lambda _seconds: None)
         try:
             self.workspace = open_workspace(
@@ -130,6 +133,7 @@ class World:
                 read_only=read_only,
                 cache_size=1 << 40,
                 tell=self.told.append,
+                reached=lambda step: self.starting(step),
             )
         except BaseException:
             self.cache.close(clean=False)
@@ -143,9 +147,11 @@ class World:
                 self.store,
                 w.index,
                 w.overlay,
+                w.packs,
                 w.lease,
                 self._on_owner,
                 clock=lambda: self.now / 1e9,
+                judge=w.names.judge,
                 reached=lambda step: self.reached(step),
                 uploads=1,
                 compressors=1,
@@ -193,6 +199,10 @@ class World:
         self.crash()
         shutil.rmtree(self.cache_path)
         self.start()
+
+    def observer(self) -> Store:
+        """The bucket as somebody else sees it."""
+        return Store(self.bucket)
 
     # --- parts ----------------------------------------------------------------------------------------------------
 
@@ -290,8 +300,8 @@ def tree(world: World) -> dict[bytes, tuple[Inode, bytes, dict[bytes, bytes]]]:
             content = world.read(inode.ino)
         elif stat.S_ISLNK(inode.mode):
             content = world.do(world.names.readlink, inode.ino)
-        names = world.do(world.names.listxattr, inode.ino)
-        attributes = {name: world.do(world.names.getxattr, inode.ino, name) for name in names}
+        names = world.do(world.names.xattrs.names, inode.ino)
+        attributes = {name: world.do(world.names.xattrs.get, inode.ino, name) for name in names}
         found[path] = (inode, content, attributes)
         if inode.is_dir:
             cookies = []

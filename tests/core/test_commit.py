@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from pathlib import Path
 
 import pytest
-from harness import CALLER, SMALL_BLOCK, STEPS, Crash, World, check_counters, saved_tree, tree, unreachable
+from harness import CALLER, SMALL_BLOCK, Crash, World, check_counters, saved_tree, tree, unreachable
 
+import wsfs.repo.segment
+import wsfs.sync.commit
 from wsfs.errors import FencedError, StoreError, TransientStoreError
 from wsfs.model import ROOT_INO
 from wsfs.repo.head import State
 from wsfs.repo.manifest import Manifest, decode_manifest
 from wsfs.repo.pack import read_toc
 from wsfs.repo.segment import decode_segment
+from wsfs.sync.commit import STEPS
+from wsfs.sync.upload import Limit
 from wsfs.tree.namespace import Changes
 
 
@@ -55,6 +60,34 @@ def test_a_commit_sends_what_changed_and_head_last(small: World) -> None:
     (delta,) = small.store.puts("meta/")
     rows = [key for key, _ in decode_segment(small.bucket.objects[delta].data)]
     assert rows == [ino.to_bytes(8, "big") + b"b\0\0\0\1"]
+
+
+def test_a_commit_that_does_not_fold_writes_nothing_that_readers_refuse(
+    small: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stop under a deadline after very many files: several deltas, and a note that the next start can read."""
+    monkeypatch.setattr(wsfs.repo.segment, "RAW_MAX", 1 << 14)
+    monkeypatch.setattr(wsfs.sync.commit, "DELTA_SIZE", 1 << 13)
+    for number in range(100):
+        small.create(b"f%03d" % number, os.urandom(400))
+    before = manifest(small)
+
+    def reached(step: str) -> None:
+        if step == "head":
+            small.crash()
+            raise Crash
+
+    small.reached = reached
+    with pytest.raises(Crash):
+        small.committer.commit(State.STOPPING, limit=Limit(time.monotonic() + 1000, 1))
+    made = manifest(small)
+    assert made.base == before.base
+    assert len(made.deltas) > 4
+    small.start()
+    assert not small.index.is_dirty
+    here = tree(small)
+    assert saved_tree(small, tmp_path / "elsewhere") == here
+    assert len(here) == 102
 
 
 def test_what_never_lived_long_enough_leaves_no_trace(small: World) -> None:
@@ -285,3 +318,17 @@ def test_counters_are_those_of_the_freeze(world: World) -> None:
     world.commit()
     made = manifest(world)
     assert (made.files, made.bytes) == (3, len(world.workspace.format.marker) + 5)
+
+
+def test_what_is_set_aside_has_a_name_of_its_own(world: World, tmp_path: Path) -> None:
+    """Also when this happens twice in a second."""
+    other = World(tmp_path / "other", bucket=world.bucket)
+    for number in range(3):
+        world.create(b"mine", b"unsaved %d" % number)
+        other.start(takeover=True)
+        other.create(b"theirs%d" % number)
+        other.commit()
+        other.crash()
+        world.crash()
+        world.start(takeover=True)
+    assert len(list(world.cache_path.glob("unsaved-*/index"))) == 3

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,7 +14,7 @@ from harness import World, saved_tree
 
 from wsfs.data.overlay import Overlay
 from wsfs.data.packcache import PackCache
-from wsfs.errors import NeedRemote
+from wsfs.errors import CacheError, NeedRemote
 from wsfs.model import BLOCK_SIZE, FrameLoc, Inline, Local, Packed, pack_key
 from wsfs.repo.frame import digest
 from wsfs.repo.pack import PackWriter, make_frame
@@ -129,6 +132,20 @@ def test_a_row_says_where_a_block_is(small: World) -> None:
     assert small.index.block(ino, 0) == Local()
 
 
+def test_unsaved_bytes_while_a_commit_is_under_way(small: World) -> None:
+    """Who waits for it asks for the rest; whoever does not, as a stop whose time is up, misses all of it."""
+    small.create(b"f", os.urandom(2 * BLOCK))
+    found = {}
+
+    def reached(step: str) -> None:
+        found[step] = small.files.unsaved_bytes(), small.files.unsaved_bytes(committing=True)
+
+    small.reached = reached
+    small.commit()
+    assert found["packs"] == found["manifest"] == (0, 2 * BLOCK)
+    assert small.files.unsaved_bytes(committing=True) == 0
+
+
 def test_unsaved_bytes_are_counted(small: World) -> None:
     """By blocks, up to the end of the file, and none after a commit."""
     ino = small.create(b"f", bytes(BLOCK + 10))
@@ -181,6 +198,30 @@ def test_a_captured_block_needs_no_copy_any_more(overlay: Overlay, tmp_path: Pat
     overlay.close()
 
 
+@pytest.mark.parametrize("when", ["before it is read", "after it was read"])
+def test_a_block_that_changes_while_it_is_captured(
+    overlay: Overlay, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    """The owner does not wait for the read: the copy that it keeps is what counts then."""
+    overlay.mark(1, 0)
+    overlay.write(1, 0, b"old")
+    overlay.freeze()
+    read = Overlay._capture
+
+    def meanwhile(path: Path, index: int, length: int) -> bytes:
+        data = read(path, index, length) if when == "after it was read" else b""
+        if not overlay.dirty:
+            overlay.mark(1, 0)
+            overlay.write(1, 0, b"new")
+        return data or read(path, index, length)
+
+    monkeypatch.setattr(overlay, "_capture", meanwhile)
+    assert overlay.capture(1, 0, 3) == b"old"
+    assert overlay.read(1, 0, 0, 3) == b"new"
+    overlay.thaw(committed=True)
+    overlay.close()
+
+
 def test_a_block_begins_empty_whatever_lay_there(overlay: Overlay) -> None:
     """Stale bytes of an earlier life of the block are gone, those of its neighbours are not."""
     overlay.write(1, 0, b"s" * (3 * BLOCK_SIZE))
@@ -200,6 +241,24 @@ def test_copies_of_a_dead_commit_are_swept(overlay: Overlay, tmp_path: Path) -> 
     overlay.close()
     Overlay(tmp_path).close()
     assert list((tmp_path / "frozen").iterdir()) == []
+
+
+@pytest.mark.parametrize("of", [stat.S_ISREG, stat.S_ISDIR])
+def test_a_disk_that_cannot_sync_is_an_error_of_the_cache(
+    overlay: Overlay, monkeypatch: pytest.MonkeyPatch, of: Callable[[int], bool]
+) -> None:
+    """Whatever it is about: what flushes the index takes that error, and keeps the journal."""
+    overlay.write(5, 0, b"data")
+    fsync = os.fsync
+
+    def failing(descriptor: int) -> None:
+        if of(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EIO, "Input/output error")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", failing)
+    with pytest.raises(CacheError):
+        overlay.sync({5})
 
 
 # --- the pack cache ---------------------------------------------------------------------------------------------------
@@ -264,6 +323,23 @@ def test_torn_bytes_in_the_cache_are_fetched_again(tmp_path: Path) -> None:
     torn[5000:9000] = bytes(4000)
     path.write_bytes(torn)
     assert read(PackCache(tmp_path, store, 1 << 30), loc) == data
+
+
+def test_a_window_that_arrives_while_a_frame_is_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was evicted, and another thread has fetched it again just after our look: nothing is wrong with the store."""
+    store = MemoryStore()
+    ((data, loc),) = packs(store, 1)
+    cache = PackCache(tmp_path, store, 1 << 30)
+    look = cache._read_stored
+
+    def look_too_early(name: str, loc: FrameLoc) -> bytes | None:
+        found = look(name, loc)
+        monkeypatch.undo()
+        cache.fetch(loc.epoch, loc.pack, 0)
+        return found
+
+    monkeypatch.setattr(cache, "_read_stored", look_too_early)
+    assert read(cache, loc) == data
 
 
 def test_equal_blocks_travel_once(small: World, tmp_path: Path) -> None:

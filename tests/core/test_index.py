@@ -10,6 +10,7 @@ from harness import CALLER, World, check_counters, saved_tree, tree
 from hypothesis import given
 from hypothesis import strategies as st
 
+import wsfs.index.tables
 from wsfs.errors import CacheFullError, FormatError, NeedRemote
 from wsfs.index.index import Batch, Index
 from wsfs.index.journal import PUT, Counters, Journal, read_segment
@@ -50,18 +51,21 @@ def kill(index: Index) -> None:
 # --- the journal ------------------------------------------------------------------------------------------------------
 
 
+KEYS = codec.attr_key(5), codec.attr_key(6)
+
+
 def test_a_journal_says_what_was_appended(tmp_path: Path) -> None:
     """Batches with serial numbers and counters, marks, and the boot."""
     journal = Journal(tmp_path / "j", BOOT, 7)
-    journal.append(Counters(1, 2, 3), [(PUT, b"k", b"v")])
-    journal.append(Counters(4, 5, 6), [(PUT, b"k2", b""), (2, b"k", b"")])
+    journal.append(Counters(1, 2, 3), [(PUT, KEYS[0], b"v")])
+    journal.append(Counters(4, 5, 6), [(PUT, KEYS[1], b""), (2, KEYS[0], b"")])
     journal.mark(8)
     journal.close()
     boot, records, vouched = read_segment(tmp_path / "j")
     assert (boot, vouched) == (BOOT, 8)
     assert [tuple(r) for r in records] == [
-        (7, (1, 2, 3), [(PUT, b"k", b"v")]),
-        (8, (4, 5, 6), [(PUT, b"k2", b""), (2, b"k", b"")]),
+        (7, (1, 2, 3), [(PUT, KEYS[0], b"v")]),
+        (8, (4, 5, 6), [(PUT, KEYS[1], b""), (2, KEYS[0], b"")]),
     ]
 
 
@@ -72,7 +76,7 @@ def test_a_torn_journal_ends_at_its_first_bad_record(
     """Whatever a crash leaves at the end, the records before it count, in order, and no others."""
     path = tmp_path_factory.mktemp("j") / "j"
     journal = Journal(path, BOOT, 1)
-    written = [[(PUT, bytes([n]) * 9, bytes([n]) * n)] for n in range(1, 8)]
+    written = [[(PUT, codec.attr_key(n), bytes([n]) * n)] for n in range(1, 8)]
     for ops in written:
         journal.append(Counters(1, 2, 3), ops)
     end = journal.size
@@ -92,11 +96,11 @@ def test_a_journal_on_a_full_disk_takes_a_record_whole_or_not_at_all(
     pwrite = os.pwrite
     monkeypatch.setattr(os, "pwrite", lambda fd, data, at: pwrite(fd, data[: len(data) // 2], at))
     with pytest.raises(CacheFullError):
-        journal.append(Counters(1, 2, 3), [(PUT, b"lost", b"")])
+        journal.append(Counters(1, 2, 3), [(PUT, KEYS[0], b"")])
     monkeypatch.undo()
-    journal.append(Counters(1, 2, 3), [(PUT, b"kept", b"")])
+    journal.append(Counters(1, 2, 3), [(PUT, KEYS[1], b"")])
     journal.close()
-    assert [record.ops for record in read_segment(tmp_path / "j")[1]] == [[(PUT, b"kept", b"")]]
+    assert [record.ops for record in read_segment(tmp_path / "j")[1]] == [[(PUT, KEYS[1], b"")]]
 
 
 # --- replay -----------------------------------------------------------------------------------------------------------
@@ -290,6 +294,29 @@ def test_a_partition_is_loaded_when_it_is_touched(tmp_path: Path) -> None:
     index.close()
 
 
+def test_a_last_partition_that_arrives_during_a_look_up_is_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A row that is not in the owner's view of the tables may have come in with the partition that made the index
+    whole a moment ago. To say that there is none would have the kernel remember that, and a program make the file."""
+    index, objects, _ = partitioned(tmp_path)
+    with pytest.raises(NeedRemote):
+        index.get(key(31))
+    view = index._reader
+    look = view.get
+
+    def get(name: bytes) -> bytes | None:
+        found = look(name)
+        for ref in index.unloaded():
+            index.load(ref, decode_segment(objects[ref.key]))
+        return found
+
+    monkeypatch.setattr(view, "get", get)
+    assert index.get(key(31)) == b"base"
+    assert index.unloaded() == []
+    index.close()
+
+
 @pytest.mark.parametrize("flush", [False, True])
 @pytest.mark.parametrize("reopen", [False, True])
 def test_what_is_newer_than_a_partition_stays(tmp_path: Path, flush: bool, reopen: bool) -> None:
@@ -365,3 +392,22 @@ def test_a_row_of_the_wrong_kind_is_reported(world: World) -> None:
     with pytest.raises(FormatError):
         world.names.inode(77)  # type: ignore[arg-type]
     assert isinstance(world.do(world.names.make, ROOT_INO, b"g", 0o100644, CALLER), Inode)
+
+
+def test_a_map_that_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is like a full disk: the journal keeps everything, and all goes on where there is more address space."""
+    with monkeypatch.context() as patch:
+        patch.setattr(wsfs.index.tables, "_MAP_SIZE", 1 << 20)
+        index = Index(tmp_path, BOOT)
+        for number in range(20, 1020):
+            put(index, key(number), b"x" * 2000)
+        index.rotate()
+        for _ in range(2):
+            with pytest.raises(CacheFullError):
+                index.flush()
+        assert index.get(key(1019)) == b"x" * 2000
+        kill(index)
+    index = Index(tmp_path, BOOT)
+    assert index.recovered == 1000
+    assert index.get(key(1019)) == b"x" * 2000
+    index.close()

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+import shutil
+import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from harness import World, unreachable
 
+from wsfs import mount
+from wsfs.config import load_settings
 from wsfs.errors import FencedError, ForeignWorkspaceError, LeaseHeldError, MarkerError, TransientStoreError
 from wsfs.index.index import Batch
 from wsfs.model import MARKER_INO
@@ -16,6 +21,7 @@ from wsfs.repo import codec
 from wsfs.repo.head import HeadVersion, Holder, State, read_head
 from wsfs.repo.workspace import initialise
 from wsfs.store.memory import MemoryStore
+from wsfs.store.url import open_store
 from wsfs.sync.lease import SILENT_SECONDS, Lease, obstacle, this_process, wait_for
 from wsfs.sync.start import CacheDirectory
 
@@ -52,6 +58,29 @@ def test_what_stands_in_the_way(version: HeadVersion, worth: bool | None) -> Non
     """A live or recent holder does; one that stopped, died here or fell silent does not."""
     found = obstacle(version, this_process())
     assert (None if found is None else found.worth) == worth
+
+
+@pytest.mark.parametrize(
+    ("cache", "boot", "free"), [("1:2", "boot", True), ("1:3", "boot", False), ("", "boot", False), ("1:2", "b", False)]
+)
+def test_a_holder_whose_cache_we_have_locked_is_gone(cache: str, boot: str, free: bool) -> None:
+    """In whatever container it was, as host name and pid namespace tell, but under this kernel."""
+    dead = Holder("container-1", 7, "boot/4026531836", "2026-01-01T00:00:00Z", "1:2" if cache else "")
+    me = Holder("container-2", 7, f"{boot}/4026531999", "2026-01-01T00:01:00Z", cache)
+    for state in (State.RUNNING, State.STOPPING, State.SYNC_FAILED):
+        assert (obstacle(held(dead, state), me) is None) == free
+
+
+def test_the_lock_of_a_copied_cache_is_another_one(world: World, tmp_path: Path) -> None:
+    """Else who mounts a copy would shut out a daemon that lives."""
+    shutil.copytree(world.cache_path, tmp_path / "copy")
+    copy = CacheDirectory(tmp_path / "copy", world.told.append)
+    assert copy.lock_id != world.cache.lock_id
+    copy.close(clean=False)
+    before = world.cache.lock_id
+    world.crash()
+    world.start()
+    assert world.cache.lock_id == before
 
 
 def test_a_held_workspace_is_refused_unless_taken_over(world: World, tmp_path: Path) -> None:
@@ -147,7 +176,7 @@ def test_a_renewal_that_fails_can_be_repeated(world: World) -> None:
 def test_one_daemon_per_cache_directory(world: World) -> None:
     """The second is refused, and told where the first one is."""
     world.cache.note("/somewhere", State.RUNNING)
-    with pytest.raises(LeaseHeldError, match=r"mounted at /somewhere"):
+    with pytest.raises(LeaseHeldError, match=rf"mounted at /somewhere.*--cache-dir {world.cache_path}-2"):
         CacheDirectory(world.cache_path, lambda _line: None, sleep=lambda _seconds: None)
 
 
@@ -164,6 +193,53 @@ def test_a_mount_that_fails_gives_the_lease_back(world: World) -> None:
         world.start()
     assert (world.head().state, world.head().holder) == (State.ERROR, None)
     assert "damaged" in world.head().reason
+
+
+@pytest.mark.parametrize("abandoned", [False, True])
+def test_a_cache_stays_locked_while_anything_of_the_mount_may_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, abandoned: bool
+) -> None:
+    """Whoever has the lock takes the workspace from the holder at once. So a stop that has left a commit behind, in a
+    thread that waits for the store, keeps the lock until its process ends."""
+    import wsfs.daemon
+
+    class Daemon:
+        def __init__(self, *_parts: object) -> None:
+            self.abandoned = abandoned
+
+        def run(self) -> None:
+            pass
+
+    kept: list[CacheDirectory] = []
+
+    class Kept(CacheDirectory):
+        def __init__(self, path: Path, tell: Callable[[str], None]) -> None:
+            super().__init__(path, tell)
+            kept.append(self)
+
+    monkeypatch.setattr(wsfs.daemon, "Daemon", Daemon)
+    monkeypatch.setattr(mount, "CacheDirectory", Kept)
+    url, cache = f"file://{tmp_path}/bucket", tmp_path / "cache"
+    initialise(open_store(url))
+    (tmp_path / "here").mkdir()
+    mount.run(load_settings(url, tmp_path / "here", options=[f"cache_dir={cache}"]), lambda: None)
+    if abandoned:
+        with pytest.raises(LeaseHeldError):
+            CacheDirectory(cache, lambda _line: None, sleep=lambda _seconds: None)
+        kept[0].close(clean=False)
+    CacheDirectory(cache, lambda _line: None, sleep=lambda _seconds: None).close(clean=False)
+
+
+def test_a_machine_that_cannot_serve_gives_the_workspace_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What serves is imported while the store is asked: that it is missing shows when the lease is taken."""
+    monkeypatch.setitem(sys.modules, "wsfs.daemon", None)
+    url = f"file://{tmp_path}/bucket"
+    initialise(open_store(url))
+    (tmp_path / "here").mkdir()
+    with pytest.raises(ImportError):
+        mount.run(load_settings(url, tmp_path / "here", options=[f"cache_dir={tmp_path}/cache"]), lambda: None)
+    head = read_head(open_store(url)).head
+    assert (head.state, head.holder) == (State.ERROR, None)
 
 
 def test_the_cache_of_another_workspace_is_not_mixed_in(tmp_path: Path) -> None:

@@ -14,7 +14,6 @@ import pytest
 from harness import (
     CALLER,
     SMALL_BLOCK,
-    STEPS,
     Crash,
     World,
     check_counters,
@@ -28,18 +27,24 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
 
+import wsfs.sync.recover
 import wsfs.sync.start
 from wsfs.errors import CacheFullError, StoreError, WsfsError
+from wsfs.fsck import check
+from wsfs.index.check import copy as copy_index
+from wsfs.index.kept import Kept
 from wsfs.model import MARKER_INO, MARKER_NAME, ROOT_INO, Inode, Local
 from wsfs.repo import codec
+from wsfs.sync.commit import STEPS
+from wsfs.tree.ignore import IGNORE_NAME, Rules
 from wsfs.tree.namespace import Changes
 
 EXAMPLES = int(os.environ.get("WSFS_TEST_EXAMPLES", "25"))
 STEP_COUNT = int(os.environ.get("WSFS_TEST_STEPS", "40"))
 SHRINK = os.environ.get("WSFS_TEST_SHRINK") == "1"
 """Shrinking a failure takes minutes, and a failure is clear enough without it."""
+Tree = dict[bytes, tuple[Inode, bytes, dict[bytes, bytes]]]
 NAMES = (b"a", b"b", b"c", b"\xff\xfe", MARKER_NAME)
-SETID = stat.S_ISUID | stat.S_ISGID
 
 
 # --- the model --------------------------------------------------------------------------------------------------------
@@ -88,6 +93,17 @@ class Model:
             below.add(ino)
         return ancestor in below
 
+    def without(self, kept: Kept) -> Model:
+        """What a commit has of it: all but what stays on this machine."""
+        model = Model()
+        model.files = {ino: copy.deepcopy(file) for ino, file in self.files.items() if ino not in kept}
+        for file in model.files.values():
+            entries = {name: ino for name, ino in file.entries.items() if ino not in kept}
+            gone = [self.files[ino].inode for ino in file.entries.values() if ino in kept]
+            file.entries = entries
+            file.set(size=file.inode.size - len(gone), nlink=file.inode.nlink - sum(one.is_dir for one in gone))
+        return model
+
     @classmethod
     def from_tree(cls, found: dict[bytes, tuple[Inode, bytes, dict[bytes, bytes]]]) -> Model:
         model = cls()
@@ -101,6 +117,14 @@ class Model:
                 parent, _, name = path.rpartition(b"/")
                 model.files[found[parent][0].ino].entries[name] = inode.ino
         return model
+
+
+def without_times(found: Tree) -> Tree:
+    """A tree without the times of directories."""
+    return {
+        path: (inode._replace(mtime_ns=0, ctime_ns=0) if inode.is_dir else inode, content, xattrs)
+        for path, (inode, content, xattrs) in found.items()
+    }
 
 
 # --- operations as data -----------------------------------------------------------------------------------------------
@@ -125,7 +149,7 @@ operation = st.one_of(
     st.tuples(st.just("write"), pick, offset, length, filling),
     st.tuples(st.just("truncate"), pick, offset | st.just(0)),
     st.tuples(st.just("mkdir"), pick, name, mode),
-    st.tuples(st.just("symlink"), pick, name, st.binary(min_size=1, max_size=40)),
+    st.tuples(st.just("symlink"), pick, name, st.lists(st.integers(1, 255), min_size=1, max_size=40).map(bytes)),
     st.tuples(st.just("link"), pick, pick, name),
     st.tuples(st.just("unlink"), pick, name, st.booleans()),
     st.tuples(st.just("rmdir"), pick, name, st.booleans()),
@@ -147,6 +171,7 @@ class Machine(RuleBasedStateMachine):
         super().__init__()
         self.patch = pytest.MonkeyPatch()
         shrink(self.patch)
+        self.patch.setattr(wsfs.sync.recover, "is_whole", lambda index: copy_index(index, None))  # without a process
         self.root = new_directory()
         self.world = World(self.root)
         self.world.start()
@@ -156,6 +181,7 @@ class Machine(RuleBasedStateMachine):
         self.boots = 0
         self.durable = copy.deepcopy(self.model)
         self.touched: set[int] = set()
+        self.ignoring = False
 
     def teardown(self) -> None:
         try:
@@ -163,8 +189,9 @@ class Machine(RuleBasedStateMachine):
                 self.compare()
                 self.check_bucket()
                 self.world.commit()
-                self.committed = copy.deepcopy(self.model)
+                self.committed = self.to_commit()
                 self.check_bucket()
+                assert not check(self.world.observer(), data=True).findings
         finally:
             self.world.crash()
             self.patch.undo()
@@ -182,6 +209,35 @@ class Machine(RuleBasedStateMachine):
             if file.inode.is_file:
                 assert self.world.read(ino) == bytes(file.data)
         self.check_blocks()
+        self.check_kept()
+
+    def check_kept(self) -> None:
+        """Inodes and names that stay on this machine lead to each other, and to nothing else."""
+        kept, files = self.world.index.kept, self.model.files
+        for ino, file in files.items():
+            for name, child in file.entries.items():
+                assert kept.has_name(ino, name) == (child in kept), (ino, name)
+        sizes = {ino: 0 if file.inode.is_dir else file.inode.size for ino, file in files.items() if ino in kept}
+        assert (kept.sizes, kept.bytes) == (sizes, sum(sizes.values()))
+        for ino in sizes:
+            assert all(codec.place_of(row) is None for _, row in self.world.do(self.world.index.scan, ino, codec.BLOCK))
+        assert all(name in files[ino].entries for ino, names in kept.names.items() for name in names)
+
+    def check_ignored(self) -> None:
+        """After a commit: what stays here is ignored, or has another name that is."""
+        kept = self.world.index.kept
+        found = self.model.tree()
+        file = found.get(b"/" + IGNORE_NAME)
+        rules = Rules(file[1] if file is not None and file[0].is_file else b"")
+        for path, (inode, _, _) in found.items():
+            if inode.ino in kept and (inode.is_dir or inode.nlink == 1):
+                decided = rules.decide(path[1:], is_dir=inode.is_dir)
+                assert decided is not None, path
+                assert decided[1].ignores, path
+
+    def to_commit(self) -> Model:
+        """The model as a commit that is frozen now has it."""
+        return self.model.without(self.world.index.kept)
 
     def check_blocks(self) -> None:
         """A block that counts as dirty is LOCAL, and every LOCAL block is known to the next commit."""
@@ -192,12 +248,18 @@ class Machine(RuleBasedStateMachine):
                 assert isinstance(self.world.do(index.block, ino, number), Local), (ino, number)
         for ino in self.model.files:
             for key, row in self.world.do(index.scan, ino, codec.BLOCK):
-                if codec.is_local(row):
+                if codec.is_local(row) and ino not in index.kept:
                     assert codec.block_index(key) in unsaved.get(ino, ()), (ino, key)
 
     def check_bucket(self) -> None:
         """Whoever mounts the bucket elsewhere finds the last commit, whole."""
-        assert saved_tree(self.world, self.root / "elsewhere") == self.committed.tree()
+        self.check_committed(saved_tree(self.world, self.root / "elsewhere"))
+
+    def check_committed(self, found: Tree) -> None:
+        expected = self.committed.tree()
+        if self.ignoring:  # a directory that only got names which stay here has its old times elsewhere
+            found, expected = without_times(found), without_times(expected)
+        assert found == expected
 
     # --- operations ---------------------------------------------------------------------------------------------------
 
@@ -229,6 +291,8 @@ class Machine(RuleBasedStateMachine):
             result = self.world.do(call)
         except OSError as exc:
             got = exc.errno
+        if got == errno.EXDEV and self.ignoring:
+            return  # a way that leads across; `compare` sees that nothing has happened
         assert got == expected, (op, got, expected)
         if got is None:
             apply(result)
@@ -403,8 +467,9 @@ class Machine(RuleBasedStateMachine):
             if len(file.data) < end:
                 file.data.extend(bytes(end - len(file.data)))
             file.data[offset:end] = data
-            bits = file.inode.mode
-            file.set(size=len(file.data), mode=bits & ~SETID if bits & SETID else bits)
+            bits = file.inode.mode & ~stat.S_ISUID
+            bits = bits & ~stat.S_ISGID if bits & stat.S_IXGRP else bits
+            file.set(size=len(file.data), mode=bits)
             self.touched.add(picked)
 
         return lambda: self.world.files.write(picked, offset, data), None, apply
@@ -478,7 +543,7 @@ class Machine(RuleBasedStateMachine):
             file.set(ctime_ns=self.now)
 
         expected = errno.EPERM if ino == MARKER_INO else None
-        return lambda: self.world.names.setxattr(ino, name, value), expected, apply
+        return lambda: self.world.names.xattrs.set(ino, name, value), expected, apply
 
     def op_removexattr(self, ino: int, name: bytes) -> Any:
         ino = self.pick_any(ino)
@@ -489,7 +554,7 @@ class Machine(RuleBasedStateMachine):
             file.set(ctime_ns=self.now)
 
         expected = errno.EPERM if ino == MARKER_INO else None if name in file.xattrs else errno.ENODATA
-        return lambda: self.world.names.removexattr(ino, name), expected, apply
+        return lambda: self.world.names.xattrs.remove(ino, name), expected, apply
 
     def op_forget(self, number: int) -> Any:
         if not self.model.opened:
@@ -522,6 +587,29 @@ class Machine(RuleBasedStateMachine):
         if ino is not None:
             assert self.world.read(ino, offset, length) == bytes(self.model.any(ino).data[offset : offset + length])
 
+    # --- rules: what stays on this machine ----------------------------------------------------------------------------
+
+    @rule(patterns=st.lists(st.sampled_from(["a", "b/", "*", "!c", "/a/b", "c", "\\xff"]), max_size=3))
+    def ignore(self, patterns: list[str]) -> None:
+        """Patterns come and go."""
+        self.ignoring = True
+        text = "".join(f"{pattern}\n" for pattern in patterns).encode()
+        root = self.model.files[ROOT_INO]
+        ino = root.entries.get(IGNORE_NAME)
+        if ino is None:
+            self.run(("create", 0, IGNORE_NAME, 0o644))
+            ino = root.entries[IGNORE_NAME]
+        file = self.model.files[ino]
+        if file.inode.is_file:
+            number = sorted(n for n, f in self.all_files() if f.inode.is_file and n != MARKER_INO).index(ino)
+            self.run(("truncate", number, 0))
+            if text:
+                self.run(("write", number, 0, len(text), text))
+            self.run(("utime", sorted(n for n, _ in self.all_files()).index(ino), 1, self.now))
+
+    def all_files(self) -> list[tuple[int, File]]:
+        return list({**self.model.files, **self.model.opened}.items())
+
     # --- rules: the daemon --------------------------------------------------------------------------------------------
 
     @rule()
@@ -553,7 +641,7 @@ class Machine(RuleBasedStateMachine):
 
         def reached(step: str) -> None:
             if step == "frozen":
-                frozen.append(copy.deepcopy(self.model))
+                frozen.append(self.to_commit())
                 self.now_durable()
             if step == fail_at:
                 if crash:
@@ -585,8 +673,9 @@ class Machine(RuleBasedStateMachine):
     def commit(self, steps: Steps, fold: bool) -> None:
         self.attempt(steps, fold)
         if not any(steps.values()):
-            assert self.committed.tree() == self.model.tree()
+            assert self.committed.tree() == self.to_commit().tree()
             assert not self.world.index.is_dirty
+            self.check_ignored()
 
     @rule(steps=steps_strategy, fold=st.booleans(), at=st.sampled_from(STEPS))
     def commit_fails(self, steps: Steps, fold: bool, at: str) -> None:
@@ -634,13 +723,16 @@ class Machine(RuleBasedStateMachine):
     @rule()
     def machine_is_gone(self) -> None:
         self.world.restart_cold()
-        self.model = copy.deepcopy(self.committed)
+        found = tree(self.world)
+        self.check_committed(found)
+        self.model = Model.from_tree(found)
+        self.committed = copy.deepcopy(self.model)
         self.after_crash()
 
     @rule()
     def stop_and_start(self) -> None:
         self.world.stop()
-        self.commit_name, self.committed = self.world.head().commit, copy.deepcopy(self.model)
+        self.commit_name, self.committed = self.world.head().commit, self.to_commit()
         self.world.start()
         self.after_crash()
 
@@ -720,6 +812,10 @@ class Machine(RuleBasedStateMachine):
             result = world.do(call)
         except (Crash, WsfsError):
             result = None
+        except OSError as exc:
+            if exc.errno != errno.EXDEV or not self.ignoring:
+                raise
+            return
         finally:
             patch.undo()
         if left[0] >= 0:
@@ -742,7 +838,7 @@ class Machine(RuleBasedStateMachine):
         for ino, file in opened.items():
             file.inode = world.names.inode(ino)
             file.data = bytearray(world.read(ino)) if file.inode.is_file else bytearray()
-            file.xattrs = {n: world.names.getxattr(ino, n) for n in world.names.listxattr(ino)}
+            file.xattrs = {n: world.names.xattrs.get(ino, n) for n in world.names.xattrs.names(ino)}
         if crash:
             self.now_durable()
         self.touched.update(ino for ino in self.model.files)

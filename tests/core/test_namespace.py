@@ -11,7 +11,9 @@ import pytest
 from harness import CALLER, World, check_counters, tree
 
 from wsfs.model import MARKER_INO, MARKER_NAME, ROOT_INO, Ino
-from wsfs.tree.namespace import LINK_MAX, RENAME_EXCHANGE, RENAME_NOREPLACE, XATTR_SIZE_MAX, Caller, Changes
+from wsfs.tree.namespace import LINK_MAX, RENAME_EXCHANGE, RENAME_NOREPLACE, Caller, Changes
+from wsfs.tree.paths import Paths
+from wsfs.tree.xattrs import SIZE_MAX as XATTR_SIZE_MAX
 
 LONG = b"x" * 256
 REG = stat.S_IFREG | 0o644
@@ -72,11 +74,11 @@ Call = Callable[[World], object]
         (lambda w: w.names.setattr(find(w, b"dir"), Changes(size=0), CALLER), errno.EISDIR),
         (lambda w: w.names.setattr(find(w, b"link"), Changes(size=0), CALLER), errno.EINVAL),
         (lambda w: w.names.setattr(NOWHERE, Changes(mode=0), CALLER), errno.ENOENT),
-        (lambda w: w.names.getxattr(find(w, b"file"), b"user.a"), errno.ENODATA),
-        (lambda w: w.names.removexattr(find(w, b"file"), b"user.a"), errno.ENODATA),
-        (lambda w: w.names.setxattr(find(w, b"file"), LONG, b""), errno.ERANGE),
-        (lambda w: w.names.setxattr(find(w, b"file"), b"user.a", bytes(XATTR_SIZE_MAX + 1)), errno.E2BIG),
-        (lambda w: w.names.check_xattr(find(w, b"file"), b"user.a", supported=False), errno.ENOTSUP),
+        (lambda w: w.names.xattrs.get(find(w, b"file"), b"user.a"), errno.ENODATA),
+        (lambda w: w.names.xattrs.remove(find(w, b"file"), b"user.a"), errno.ENODATA),
+        (lambda w: w.names.xattrs.set(find(w, b"file"), LONG, b""), errno.ERANGE),
+        (lambda w: w.names.xattrs.set(find(w, b"file"), b"user.a", bytes(XATTR_SIZE_MAX + 1)), errno.E2BIG),
+        (lambda w: w.names.xattrs.check(find(w, b"file"), b"user.a", supported=False), errno.ENOTSUP),
         (lambda w: w.files.read(NOWHERE, 0, 1), errno.ENOENT),
         (lambda w: w.files.write(NOWHERE, 0, b"x"), errno.ENOENT),
         (lambda w: w.files.write(find(w, b"file"), 1 << 52, b"x"), errno.EFBIG),
@@ -110,9 +112,9 @@ def test_errors(world: World, call: Call, number: int) -> None:
         lambda w: w.names.setattr(MARKER_INO, Changes(uid=5), Caller(0, 0)),
         lambda w: w.names.setattr(MARKER_INO, Changes(size=0), Caller(0, 0)),
         lambda w: w.names.setattr(MARKER_INO, Changes(mtime_ns=0), Caller(0, 0)),
-        lambda w: w.names.setxattr(MARKER_INO, b"user.a", b""),
-        lambda w: w.names.removexattr(MARKER_INO, b"user.a"),
-        lambda w: w.names.check_xattr(MARKER_INO, b"user.a", supported=False),
+        lambda w: w.names.xattrs.set(MARKER_INO, b"user.a", b""),
+        lambda w: w.names.xattrs.remove(MARKER_INO, b"user.a"),
+        lambda w: w.names.xattrs.check(MARKER_INO, b"user.a", supported=False),
         lambda w: w.names.check_open(MARKER_INO, os.O_WRONLY),
         lambda w: w.names.check_open(MARKER_INO, os.O_RDWR),
         lambda w: w.names.check_open(MARKER_INO, os.O_RDONLY | os.O_TRUNC),
@@ -219,17 +221,33 @@ def test_renaming_a_name_to_another_of_the_same_file_does_nothing(world: World) 
     assert tree(world) == before
 
 
+def test_a_path_is_found_by_every_name(world: World) -> None:
+    """A file with several names has a path as long as one of them is left, wherever that is."""
+    deep = world.mkdir(b"deep", world.mkdir(b"dir"))
+    ino = world.create(b"first", parent=deep)
+    world.do(world.names.link, ino, ROOT, b"second")
+    assert Paths(world.index).of(ino) == b"second"
+    world.do(world.names.unlink, ROOT, b"second")
+    other = world.create(b"other")
+    world.do(world.names.link, other, deep, b"again")
+    world.do(world.names.unlink, deep, b"again")
+    paths = Paths(world.index)
+    assert [paths.of(number) for number in (ino, other, deep)] == [b"dir/deep/first", b"other", b"dir/deep"]
+    world.do(world.names.unlink, ROOT, b"other")
+    assert Paths(world.index).of(other) is None
+
+
 def test_an_open_file_lives_on_without_a_name(world: World) -> None:
     """It can be read, written, cut and asked about until it is forgotten; then it is gone, and its data too."""
     ino = world.create(b"f", b"content")
-    world.do(world.names.setxattr, ino, b"user.a", b"v")
+    world.do(world.names.xattrs.set, ino, b"user.a", b"v")
     world.do(world.names.unlink, ROOT, b"f")
     files, total = world.index.files, world.index.bytes
     assert world.names.inode(ino).nlink == 0
     world.write(ino, 7, b" and more")
     world.truncate(ino, 11)
     assert world.read(ino) == b"content and"
-    assert world.names.getxattr(ino, b"user.a") == b"v"
+    assert world.names.xattrs.get(ino, b"user.a") == b"v"
     assert world.errno(world.names.link, ino, ROOT, b"again") == errno.ENOENT
     assert (world.index.files, world.index.bytes) == (files, total)
     world.commit()
@@ -290,12 +308,12 @@ def test_times(world: World) -> None:
 def test_extended_attributes(world: World) -> None:
     """Empty values are values; names come back in order; each change moves the change time."""
     ino = world.create(b"f")
-    world.do(world.names.setxattr, ino, b"user.b", b"")
-    world.do(world.names.setxattr, ino, b"user.a", b"1")
-    assert world.names.listxattr(ino) == [b"user.a", b"user.b"]
-    assert (world.names.getxattr(ino, b"user.a"), world.names.getxattr(ino, b"user.b")) == (b"1", b"")
-    world.do(world.names.removexattr, ino, b"user.a")
-    assert world.names.listxattr(ino) == [b"user.b"]
+    world.do(world.names.xattrs.set, ino, b"user.b", b"")
+    world.do(world.names.xattrs.set, ino, b"user.a", b"1")
+    assert world.names.xattrs.names(ino) == [b"user.a", b"user.b"]
+    assert (world.names.xattrs.get(ino, b"user.a"), world.names.xattrs.get(ino, b"user.b")) == (b"1", b"")
+    world.do(world.names.xattrs.remove, ino, b"user.a")
+    assert world.names.xattrs.names(ino) == [b"user.b"]
     assert world.names.inode(ino).ctime_ns == world.now
 
 

@@ -6,6 +6,7 @@ import errno
 import os
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,7 +22,7 @@ from wsfs.errors import (
     StoreError,
     TransientStoreError,
 )
-from wsfs.model import ROOT_INO, Local
+from wsfs.model import HELD_MAX, ROOT_INO, Local
 from wsfs.sync.lease import Lease
 
 
@@ -128,10 +129,10 @@ def test_a_write_that_found_the_disk_full_can_be_repeated(world: World, point: s
 
     setattr(target, point, full)
     with pytest.raises(CacheFullError):
-        world.write(ino, 0, b"first")
+        world.write(ino, 0, b"first" * HELD_MAX)
     setattr(target, point, original)
-    world.write(ino, 0, b"again")
-    assert world.read(ino) == b"again"
+    world.write(ino, 0, b"again" * HELD_MAX)
+    assert world.read(ino) == b"again" * HELD_MAX
     assert world.index.block(ino, 0) == Local()
 
 
@@ -208,7 +209,7 @@ def test_no_mark_overtakes_data_that_another_fsync_still_writes(world: World) ->
     world.write(one, 0, b"c" * 100)
     started, go_on = threading.Event(), threading.Event()
     synced: list[set[int]] = []
-    inner = world.index._before_durable
+    inner = world.index._barrier.write
 
     def slow(inodes: set[int]) -> None:
         if threading.current_thread() is first:
@@ -217,7 +218,7 @@ def test_no_mark_overtakes_data_that_another_fsync_still_writes(world: World) ->
         inner(inodes)
         synced.append(set(inodes))
 
-    world.index._before_durable = slow
+    world.index._barrier.write = slow
     world.index.guard_data(one)
     first = threading.Thread(target=world.index.sync_point())
     first.start()
@@ -379,7 +380,7 @@ def test_what_a_recovery_makes_durable_has_its_data_on_disk(
     world.crash()
     if many:
         monkeypatch.setattr(wsfs.data.overlay, "_SYNC_EACH_MAX", 0)
-    path = world.overlay._path(ino)
+    path = Path(world.overlay._path(ino))
     found: list[str] = []
     sync, syncfs = os.fsync, wsfs.data.overlay._libc.syncfs
 
@@ -402,7 +403,7 @@ def test_an_overlay_file_that_a_power_loss_took_leaves_no_holes(
     ino = small.create(b"f", content)
     small.commit()
     small.crash()
-    small.overlay._path(ino).unlink()
+    os.unlink(small.overlay._path(ino))
     power_loss(small, monkeypatch)
     small.write(ino, 4096, b"new")
     content = content[:4096] + b"new" + content[4099:]
@@ -413,15 +414,16 @@ def test_an_overlay_file_that_a_power_loss_took_leaves_no_holes(
 
 def test_removed_bytes_are_freed_once_that_is_durable(world: World) -> None:
     """By the next flush or fsync; and a file that is written to again before that keeps its new bytes."""
-    gone, kept = world.create(b"gone", b"x" * 1000), world.create(b"kept", b"y" * 1000)
+    size = HELD_MAX + 1
+    gone, kept = world.create(b"gone", b"x" * size), world.create(b"kept", b"y" * size)
     world.commit()
     world.unlink(b"gone")
     assert world.evictor.evict(kept)
     assert sorted(world.overlay.inodes()) == [gone, kept]
-    world.write(kept, 0, b"z" * 1000)
+    world.write(kept, 0, b"z" * size)
     world.flush()
     assert list(world.overlay.inodes()) == [kept]
-    assert world.read(kept) == b"z" * 1000
+    assert world.read(kept) == b"z" * size
     world.unlink(b"kept")
     world.fsync(kept)
     assert list(world.overlay.inodes()) == []

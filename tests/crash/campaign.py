@@ -28,11 +28,13 @@ KEPT = 20
 class Campaign:
     """A workspace that lives through many crashes. Raises Failure at the first broken promise."""
 
-    def __init__(self, base: Path, seed: int, url: str | None = None, *, power: bool = False) -> None:
+    def __init__(
+        self, base: Path, seed: int, url: str | None = None, *, power: bool = False, encrypt: bool = False
+    ) -> None:
         self.base = base
         self.seed = seed
         self.power = power
-        self.rig = Rig(base, url, power=power)
+        self.rig = Rig(base, url, power=power, encrypt=encrypt)
         self.tally: Counter[str] = Counter()
         self.phase = "the first mount"
         self._ledgers = base

@@ -22,6 +22,7 @@ import struct
 import sys
 import threading
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,8 @@ class Recorder:
             for name in ("open", "close", "pwrite", "ftruncate", "fsync", "fdatasync", "unlink", "write")
         }
         self._log = os.open(undo / "records", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        # The last daemon may have been killed in the middle of a record. What that is about was not done.
+        os.ftruncate(self._log, _whole(undo))
 
     def install(self) -> None:
         import wsfs.data.overlay
@@ -210,20 +213,28 @@ class _Entry:
     kept: str | None
 
 
-def _records(undo: Path) -> list[tuple[Any, ...]]:
+def _bodies(undo: Path) -> Iterator[tuple[int, bytes]]:
+    """The records that are whole, each with where it ends."""
     try:
         data = (undo / "records").read_bytes()
     except FileNotFoundError:
-        return []
-    found = []
+        return
     at = 0
     while at + _LENGTH.size <= len(data):
         (length,) = _LENGTH.unpack_from(data, at)
         body = data[at + _LENGTH.size : at + _LENGTH.size + length]
-        if len(body) == length:
-            found.append(pickle.loads(body))
         at += _LENGTH.size + length
-    return found
+        if len(body) == length:
+            yield at, body
+
+
+def _records(undo: Path) -> list[tuple[Any, ...]]:
+    return [pickle.loads(body) for _, body in _bodies(undo)]
+
+
+def _whole(undo: Path) -> int:
+    """The size of the records that are whole, in bytes."""
+    return max((end for end, _ in _bodies(undo)), default=0)
 
 
 def lose_power(undo: Path, rng: random.Random) -> dict[str, int]:

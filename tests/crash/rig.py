@@ -34,9 +34,10 @@ class Failure(Exception):
 
 
 class Rig:
-    """Everything lives below `base`. With `power`, daemons note how to undo what they have not synced."""
+    """Everything lives below `base`. With `power`, daemons note how to undo what they have not synced; with `encrypt`
+    the workspace has a key there."""
 
-    def __init__(self, base: Path, url: str | None = None, *, power: bool = False) -> None:
+    def __init__(self, base: Path, url: str | None = None, *, power: bool = False, encrypt: bool = False) -> None:
         self.base = base
         self.url = url or f"file://{base}/store"
         self.mountpoint = base / "workspace"
@@ -54,8 +55,13 @@ class Rig:
         self.mountpoint.mkdir(parents=True, exist_ok=True)
         os.environ["WSFS_RUNTIME_DIR"] = str(base / "run")
         paths = os.pathsep.join([str(REPOSITORY), str(Path(__file__).parent)])
-        self._environ = os.environ | {"PYTHONPATH": paths, "WSFS_CACHE_DIR": str(self.cache)}
-        self.wsfs("init", self.url)
+        # With the fault handler a daemon that is given up says in its log what each of its threads was doing.
+        self._environ = os.environ | {
+            "PYTHONPATH": paths, "WSFS_CACHE_DIR": str(self.cache), "PYTHONFAULTHANDLER": "1",
+        }  # fmt: skip
+        if encrypt:
+            self._environ["WSFS_KEY_FILE"] = str(base / "key")
+        self.wsfs("init", self.url, *["--encrypt"] * encrypt)
         self.marker = b""
 
     def wsfs(self, *words: str) -> None:
@@ -195,6 +201,8 @@ class Rig:
             self.hung = True
             if self.process is not None:
                 self.process.send_signal(signal.SIGABRT)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self.process.wait(DEATH_TIMEOUT)
                 self.process.kill()
 
         timer = threading.Timer(seconds, end)

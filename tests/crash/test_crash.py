@@ -14,7 +14,11 @@ SCRIPT = Path(__file__).parents[2] / "scripts" / "crash-test"
 
 
 @pytest.mark.timeout(400)
-@pytest.mark.parametrize(("rounds", "options"), [(20, []), (6, ["--power-loss"])], ids=["kills", "power losses"])
+@pytest.mark.parametrize(
+    ("rounds", "options"),
+    [(20, []), (6, ["--power-loss"]), (3, ["--encrypt"])],
+    ids=["kills", "power losses", "encrypted"],
+)
 def test_what_was_promised_survives(tmp_path: Path, rounds: int, options: list[str]) -> None:
     """Kills at random moments: idle, during writes, saves, stops and recoveries; on the same cache and on an empty."""
     done = subprocess.run(

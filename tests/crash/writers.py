@@ -513,6 +513,8 @@ def start(kind: str, top: Path, ledger: Path, seed: str, base: Model, pace: floa
         code = 0
     except Stopped:
         code = 1
+    except KeyboardInterrupt:  # told to end before it was ready for that
+        code = 0
     except FileNotFoundError as exc:
         sys.stderr.write(f"writer {kind}: {exc}\n")
     except OSError as exc:

@@ -12,12 +12,18 @@ import pytest
 from click.testing import CliRunner
 
 from wsfs import errors
-from wsfs.cli.main import INTERRUPTED, cli
+from wsfs.cli.main import cli
+from wsfs.cli.process import INTERRUPTED
 from wsfs.config import IGNORED_OPTIONS, KERNEL_OPTIONS, OPTIONS, parse_mount_options
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
-DOCUMENTS = [ROOT / "README.md", ROOT / "systemd" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [
+    ROOT / "README.md",
+    ROOT / "systemd" / "README.md",
+    ROOT / "images" / "README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 
 
 def section(text: str, heading: str) -> str:
@@ -75,7 +81,7 @@ def test_the_table_of_options_has_the_flags_of_mount() -> None:
     flags = {opt for param in mount.params if isinstance(param, click.Option) for opt in param.opts}
     shown = {flag for row in table(section(README, "Options")) for flag in re.findall(r"`(--[a-z-]+)`", row[1])}
     assert shown <= flags
-    assert flags - shown <= {"-o", "--foreground", "-f", "--ready-fd", "--help", "-h"}
+    assert flags - shown <= {"-o", "--foreground", "-f", "--ready-fd", "--json", "--help", "-h"}
 
 
 def test_the_table_of_options_names_nothing_that_is_not_one() -> None:

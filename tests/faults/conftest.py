@@ -46,6 +46,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.parent == HERE and "site" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.mount)
+            if os.environ.get("WSFS_TEST_S3_ENDPOINT"):  # then these run against that server, and belong to its tests
+                item.add_marker(pytest.mark.s3)
             if not possible:
                 item.add_marker(pytest.mark.skip(reason="needs root and /dev/fuse"))
 

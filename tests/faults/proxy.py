@@ -30,6 +30,7 @@ MODES = (
     "reset",
     "stall request",
     "stall response",
+    "dribble",
     "delay",
     *ANSWERS,
     "truncated",
@@ -63,6 +64,22 @@ class Stream:
             self._more()
         data, self._rest = self._rest[:count], self._rest[count:]
         return data
+
+    def chunks(self) -> bytes:
+        """A body in chunks, put together."""
+        body = b""
+        while size := int(self.line().partition(b";")[0], 16):
+            body += self.take(size)
+            self.line()
+        while self.line():
+            pass
+        return body
+
+    def line(self) -> bytes:
+        while b"\r\n" not in self._rest:
+            self._more()
+        line, _, self._rest = self._rest.partition(b"\r\n")
+        return line
 
     def _more(self) -> None:
         piece = self.connection.recv(1 << 16)
@@ -201,9 +218,11 @@ class Proxy:
             server = Stream(connection)
             answer = Message.parse(server.head())
             if method != "HEAD" and not answer.first.startswith(("HTTP/1.1 204", "HTTP/1.1 304")):
-                answer.body = server.take(answer.length)
-        if "transfer-encoding" in answer.fields:
-            raise NotImplementedError("this proxy does not understand chunks")
+                if answer.fields.pop("transfer-encoding", "").lower() == "chunked":
+                    answer.body = server.chunks()
+                    answer.fields["content-length"] = str(len(answer.body))
+                else:
+                    answer.body = server.take(answer.length)
         if key and method == "GET":
             self._heads.setdefault(key, answer)
         return answer
@@ -222,6 +241,12 @@ class Proxy:
                 connection.sendall(answer.head + answer.body[:half] if half else answer.head[:20])
                 rule.over.wait()
                 raise Gone
+            case "dribble":
+                for byte in answer.head + answer.body:
+                    if rule.over.wait(0.2):
+                        raise Gone
+                    connection.sendall(bytes([byte]))
+                return
             case "truncated" if half:
                 connection.sendall(answer.head + answer.body[:half])
                 raise Gone

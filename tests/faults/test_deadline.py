@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
+import socket
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
+from trio.testing import MockClock
+
+from wsfs.notify import Notifier
+from wsfs.stop import STALLED_SECONDS, extending_timeout
 
 MIB = 1 << 20
 
@@ -44,8 +52,8 @@ def test_what_people_care_for_is_saved_first(site: Any, tree: Any, tmp_path: Pat
         began = time.monotonic()
         result = site.wsfs("umount", top, "--deadline", "9s", code=3)
         assert time.monotonic() - began < 11
-    first, *names = result.stderr.splitlines()
-    assert "time is up" in first
+    first, *names = [line for line in result.stderr.splitlines() if not line.startswith("wsfs: saving: ")]
+    assert re.match(r"wsfs: time is up, and \d+ files with about [\d.]+ MB could not be saved", first)
     assert str(site.cache) in first
     assert 0 < len(names) <= 21
     assert all(name.startswith("  ") for name in names)
@@ -53,8 +61,12 @@ def test_what_people_care_for_is_saved_first(site: Any, tree: Any, tmp_path: Pat
     assert not any("notebook" in name for name in names)
     state = site.status()
     assert state["state"] == "SYNC_FAILED"
-    assert "time is up" in state["reason"]
-    assert site.status(site.url)["state"] == "SYNC_FAILED"
+    assert state["reason"].startswith("time is up")
+    away = site.status(site.url)
+    assert away["state"] == "SYNC_FAILED"
+    assert away["reason"].endswith(
+        f"{site.cache} on {socket.gethostname()}, and the next mount with this cache saves it"
+    )
 
     # Another host finds what was saved, whole.
     site.mount("-o", "ro", cache=tmp_path / "other")
@@ -108,6 +120,7 @@ def test_a_deadline_for_others(site: Any, proxy: Any, tools: Any, mode: str, way
     assert not tools.is_mounted(site.mountpoint)
     state = site.status()
     assert state["state"] == "SYNC_FAILED"
+    assert state["exit_code"] == 3
     assert "a file" in state["reason"]
     site.mount()
     assert path.read_bytes() == content
@@ -130,6 +143,29 @@ def test_a_deadline_while_a_background_save_hangs(site: Any, proxy: Any, tools: 
     assert path.read_bytes() == b"x" * MIB
 
 
+@pytest.mark.parametrize("size", [MIB, 9 * MIB])
+def test_a_deadline_after_a_stop_that_takes_its_time(site: Any, proxy: Any, tools: Any, size: int) -> None:
+    """Whoever has asked without one gets the same answer, at the same time; what they wait for hangs: the pack, or,
+    where there is much to save, the word to other hosts that it is being saved."""
+    site.mount()
+    path = site.mountpoint / "a file"
+    content = os.urandom(size)
+    path.write_bytes(content)
+    pid = site.pid()
+    words, environ = site.command("umount", site.mountpoint)
+    with proxy.fault("stall request", "PUT"), subprocess.Popen(words, env=environ, stderr=subprocess.PIPE) as patient:
+        tools.until(lambda: site.status()["state"] == "STOPPING")
+        began = time.monotonic()
+        result = site.wsfs("umount", site.mountpoint, "--deadline", "2s", code=3)
+        assert time.monotonic() - began < 4.5
+        assert "a file" in result.stderr
+        assert patient.wait(5) == 3
+        tools.until(lambda: tools.is_gone(pid), 5)
+    assert not tools.is_mounted(site.mountpoint)
+    site.mount()
+    assert path.read_bytes() == content
+
+
 def test_in_use(site: Any) -> None:
     """A deadline is no reason to cut off programs."""
     site.mount()
@@ -141,8 +177,69 @@ def test_in_use(site: Any) -> None:
     site.umount("--deadline", "30s")
 
 
+SLOW_SYNC = """#!/bin/sh
+exec 3<"$2"
+sleep 4
+exec /bin/sync "$@"
+"""
+
+
+def test_a_background_save_is_no_user_of_the_mount(site: Any, tmp_path: Path) -> None:
+    """It looks into the mount for a moment, to have the kernel send its pages: a stop waits for that."""
+    stub = tmp_path / "bin"
+    stub.mkdir()
+    (stub / "sync").write_text(SLOW_SYNC)
+    (stub / "sync").chmod(0o755)
+    path = os.environ["PATH"]
+    site.environ["PATH"] = f"{stub}:{path}"
+    site.mount("-o", "save_interval=500ms")
+    (site.mountpoint / "file").write_text("x")
+    time.sleep(1)
+    site.environ["PATH"] = path
+    site.umount()
+
+
 def test_a_deadline_that_is_none(site: Any) -> None:
     site.mount()
     for wrong in ("soon", "0", "-1"):
         site.wsfs("umount", site.mountpoint, "--deadline", wrong, code=2)
     site.umount()
+
+
+class Manager:
+    """The service manager: until when it waits."""
+
+    def __init__(self) -> None:
+        self.until = 0.0
+        self.status = ""
+
+    def notify(self, state: str) -> None:
+        for name, _, value in (line.partition("=") for line in state.split("\n")):
+            if name == "EXTEND_TIMEOUT_USEC":
+                self.until = trio.current_time() + int(value) / 1e6
+            elif name == "STATUS":
+                self.status = value
+
+
+def test_the_service_manager_waits_for_progress_and_for_nothing_else() -> None:
+    """A save may take hours, as long as something moves. One that hangs ends in a timeout."""
+    manager = Manager()
+    moved = 0
+
+    async def main() -> None:
+        nonlocal moved
+        began = trio.current_time()
+        async with extending_timeout(Notifier(manager), lambda: moved, lambda: "7 bytes left"):
+            for _ in range(60):  # an hour in which little happens
+                await trio.sleep(60)
+                moved += 1
+                assert manager.until > trio.current_time()
+            assert manager.status.startswith("saving: 7 bytes left")
+            await trio.sleep(STALLED_SECONDS + 20)
+            assert began + 3600 < manager.until < trio.current_time()
+            assert "no progress for 3" in manager.status
+            moved += 1
+            await trio.sleep(20)
+            assert manager.until > trio.current_time() + STALLED_SECONDS - 30
+
+    trio.run(main, clock=MockClock(autojump_threshold=0))

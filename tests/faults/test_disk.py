@@ -99,7 +99,6 @@ def test_full_and_the_store_is_away(site: Any, proxy: Any, disk: Path) -> None:
             del digests[name]
         (top / "directory").mkdir()
         (top / "directory" / "note").write_text("there is room again")
-    site.wsfs("sync", top, code=None)  # reports what no program has collected
     site.wsfs("sync", top)
     assert site.status()["state"] == "RUNNING"
     (top / "after").write_bytes(salted(7))
@@ -176,3 +175,93 @@ def test_two_daemons(site: Any, tmp_path: Path) -> None:
     (site.mountpoint / "file").write_text("the first one goes on")
     site.elsewhere()
     assert (site.mountpoint / "file").read_text() == "the first one goes on"
+
+
+def after_a_reboot(site: Any) -> None:
+    """After a kill: the next start believes that the machine lost power."""
+    (site.cache / "boot").write_text("an earlier boot")
+
+
+def test_a_power_loss_is_told_with_names(site: Any) -> None:
+    """The disk has kept less of a file than its size: one line at the mount, in the log, and in the status."""
+    site.mount()
+    top = site.mountpoint
+    for name in ("short", "whole"):
+        (top / name).write_bytes(salted(1))
+        with (top / name).open("rb") as file:
+            os.fsync(file.fileno())
+    inode = (top / "short").stat().st_ino
+    site.kill()
+    os.truncate(site.cache / "local" / "overlay" / f"{inode & 0xFF:02x}" / f"{inode:x}", 4096)
+    after_a_reboot(site)
+    result = site.mount()
+    (line,) = result.stderr.splitlines()
+    assert line.endswith("1 file may lack what was not synced: short")
+    told = line.removeprefix("wsfs: ")
+    assert told in site.log()
+    assert site.status()["recovered"] == told
+    assert told.removeprefix("recovered ") in site.wsfs("status", top).stdout
+    assert len((top / "short").read_bytes()) == MIB
+    site.umount()
+    assert site.mount().stderr == ""
+
+
+def test_a_torn_index(site: Any, tmp_path: Path) -> None:
+    """The mount starts from the newest commit, names what was not saved, and what can be read is rescued."""
+    site.mount()
+    top = site.mountpoint
+    (top / "directory").mkdir()
+    saved = {f"saved{number}": salted(number)[: MIB // 4] for number in range(3)}
+    for name, content in saved.items():
+        (top / name).write_bytes(content)
+    site.wsfs("sync", top)
+    (top / "saved1").write_bytes(salted(9))
+    (top / "directory" / "unsaved").write_bytes(salted(10))
+    subprocess.run(["sync", top / "directory" / "unsaved"], check=True)
+    site.kill()
+    index = site.cache / "local" / "index" / "data.mdb"
+    os.truncate(index, 2 * 4096)
+    after_a_reboot(site)
+    (line,) = site.mount().stderr.splitlines()
+    assert "the index in the cache was damaged" in line
+    assert "saved1" in line
+    for name, content in saved.items():
+        assert (top / name).read_bytes() == content
+    assert list((top / "directory").iterdir()) == []
+    (aside,) = site.cache.glob("damaged-*")
+    assert str(aside) in line
+    assert len([path for path in aside.rglob("overlay/*/*") if path.stat().st_size == MIB]) == 2
+    (top / "after").write_text("and on it goes")
+    site.elsewhere()
+    assert (top / "after").read_text() == "and on it goes"
+
+
+def test_two_copies_of_a_cache(site: Any, tmp_path: Path) -> None:
+    """Each may be mounted in turn: what one has saved is never mixed with what the other has not."""
+    site.mount()
+    top = site.mountpoint
+    (top / "file").write_text("one")
+    site.wsfs("sync", top)
+    (top / "file").write_text("two, unsaved")
+    (top / "new").write_text("unsaved")
+    site.kill()
+    first, second = site.cache, tmp_path / "copy"
+    shutil.copytree(first, second)
+    site.cache = second
+    assert "recovered" in site.mount().stderr
+    assert (top / "file").read_text() == "two, unsaved"
+    (top / "new").write_text("of the copy")
+    site.umount()
+    site.cache = first
+    result = site.mount()
+    assert "changes that were never saved build on a commit that is not the newest any more" in result.stderr
+    assert (top / "file").read_text() == "two, unsaved"
+    assert (top / "new").read_text() == "of the copy"
+    (top / "third").write_text("saved by the first")
+    site.umount()
+    (aside,) = first.glob("unsaved-*")
+    site.wsfs("export", "--unsaved", tmp_path / "rescued", "--cache-dir", aside)
+    assert (tmp_path / "rescued" / "new").read_text() == "unsaved"
+    site.cache = second
+    assert site.mount().stderr == ""
+    assert (top / "third").read_text() == "saved by the first"

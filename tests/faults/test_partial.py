@@ -78,6 +78,24 @@ def data(seed: int, blocks: float = 2.5) -> bytes:
     return random.Random(seed).randbytes(int(blocks * SMALL_BLOCK))
 
 
+def test_what_stays_on_this_machine_is_no_reason_to_come_back(world: World, tmp_path: Path) -> None:
+    """A directory then lacks both: what could not be sent, and what never is."""
+    world.create(b".wsfsignore", b"cache/\n*.log\n")
+    directory = world.mkdir(b"d")
+    cache = world.mkdir(b"cache", directory)
+    world.create(b"big", data(9), cache)
+    world.create(b"x.log", data(8), directory)
+    for number in range(3):
+        world.create(b"file%d" % number, data(number), directory)
+    assert push(world, 1.0).left == 3
+    always = [b"", b"/.workspace.initialized", b"/.wsfsignore", b"/d"]
+    assert sorted(look(world, tmp_path / "a")) == always
+    assert push(world, 0.0).left == 0
+    assert not world.index.is_dirty
+    assert sorted(look(world, tmp_path / "b")) == [*always, *(b"/d/file%d" % number for number in range(3))]
+    assert world.content(b"big", cache) == data(9)
+
+
 def test_new_files_are_absent(world: World, tmp_path: Path) -> None:
     """They have no name then, and their directory is as large as it looks."""
     directory = world.mkdir(b"d")

@@ -141,8 +141,15 @@ def test_takeover(site: Any, other: Other, tools: Any, tmp_path: Path) -> None:
     assert "not empty" in site.wsfs("export", "--unsaved", rescued, top, code=2).stderr
 
     other.wsfs("umount", other.top)
-    site.wsfs("umount", top, code=50)
+    refused = site.wsfs("umount", top, code=31).stderr
+    assert f"'wsfs export --unsaved DIR {top}'" in refused
+    assert f"'umount -i {top}'" in refused
+    assert "9 files" in refused
+    assert site.status()["state"] == "ERROR"
+    assert (top / "tiny").read_bytes() == b"x"
     cut_off(site, tools)
+    assert f"'wsfs export --unsaved DIR --cache-dir {site.cache}'" in site.status()["reason"]
+    assert site.status()["exit_code"] == 31
     in_use = tmp_path / "from-cache"
     site.wsfs("export", "--unsaved", in_use, "--cache-dir", site.cache, "--url", site.url)
     check(in_use, contents)
@@ -178,7 +185,11 @@ def test_a_fenced_mount_that_saves_in_the_background(site: Any, other: Other, to
     (site.mountpoint / "file").write_text("too late")
     tools.until(lambda: site.status()["state"] == "ERROR")
     other.wsfs("umount", other.top)
-    cut_off(site, tools)
+    # A machine that is about to go away: the mount goes, although nothing can be saved, and does not wait for that.
+    began = time.monotonic()
+    assert "taken over" in site.wsfs("umount", site.mountpoint, "--deadline", "60s", code=31).stderr
+    assert time.monotonic() - began < 30
+    assert str(site.mountpoint) not in site.mounts()
     site.wipe()
     site.mount()
     assert (site.mountpoint / "file").read_text() == "second"

@@ -15,6 +15,7 @@ from garbage import HOUR, GcWorld
 from harness import Crash, tree
 
 from wsfs.errors import (
+    CacheError,
     FencedError,
     FormatError,
     LeaseHeldError,
@@ -24,15 +25,16 @@ from wsfs.errors import (
 )
 from wsfs.fsck import Checked, check
 from wsfs.fsck_cache import check_cache
-from wsfs.model import MARKER_INO, MARKER_NAME, ROOT_INO, Dirent, FrameLoc, Inline, Ino, Packed, pack_key
+from wsfs.index.tables import Tables
+from wsfs.model import HELD_MAX, MARKER_INO, MARKER_NAME, ROOT_INO, Dirent, FrameLoc, Inline, Ino, Packed, pack_key
 from wsfs.repair import Repaired, repair
 from wsfs.repo import codec
 from wsfs.repo.frame import digest
 from wsfs.repo.head import Holder, encode_head, read_head
 from wsfs.repo.manifest import SegmentRef, decode_manifest, encode_manifest
-from wsfs.repo.segment import encode_segment
+from wsfs.repo.segment import Row, encode_segment
 from wsfs.store.memory import _Object
-from wsfs.sync.verify import Census, take_census
+from wsfs.sync.verify import Census, Reading, take_census
 
 ME = Holder("repairer", 4711, "its boot", "")
 FILE = stat.S_IFREG >> 12
@@ -214,12 +216,17 @@ def loop(world: GcWorld) -> Rows:
     }
 
 
+def resident(world: GcWorld) -> Rows:
+    ino, place = row(world, "/sub/a")[0], loc(world, "/sub/a")
+    return {codec.block_key(ino, 0): codec.encode_block(Packed(place, resident=True))}
+
+
 DAMAGES: dict[str, tuple[Callable[[GcWorld], Rows], str, str]] = {
     "a name without a file": (name("/sub", b"ghost", 9999), "dangling", "/sub/ghost"),
     "a wrong link count": (change_inode("/hard", nlink=7), "nlink", "/hard"),
     "a wrong link count of a directory": (change_inode("/sub", nlink=9), "nlink", "/sub"),
     "a wrong number of entries": (change_inode("/sub", size=1), "entries", "/sub"),
-    "a wrong parent": (change_inode("/sub/a", parent=ROOT_INO), "parent", "/sub/a"),
+    "a wrong parent": (change_inode("/sub/deep", parent=ROOT_INO), "parent", "/sub/deep"),
     "a file without attributes": (drop_attributes("/sub/b"), "attributes", "/sub/b"),
     "a directory without attributes": (drop_attributes("/sub"), "attributes", "/sub"),
     "a link without attributes": (drop_attributes("/link"), "attributes", "/link"),
@@ -248,6 +255,7 @@ DAMAGES: dict[str, tuple[Callable[[GcWorld], Rows], str, str]] = {
         "data",
         "/sub/a",
     ),
+    "a row that speaks of a cache": (resident, "row", "/sub/a"),
     "a file that has entries": (name("/small", b"in", "/sub/a"), "entries", "/small"),
     "the marker's name is gone": (lambda _w: {codec.dirent_key(ROOT_INO, MARKER_NAME): None}, "marker", ""),
     "the marker is gone": (lambda _w: {codec.attr_key(MARKER_INO): None}, "marker", ""),
@@ -287,6 +295,16 @@ def test_damage_is_found_and_repaired(world: GcWorld, damage: str) -> None:
     assert not checked(world, data=True).findings
 
 
+def test_a_file_that_has_lost_its_newest_name_is_not_damaged(world: GcWorld) -> None:
+    """Its inode then leads to a directory where it has no name: for a file that is a hint."""
+    world.start()
+    sub = world.do(world.names.lookup, ROOT_INO, b"sub").ino
+    world.do(world.names.unlink, sub, b"harder")
+    world.commit()
+    world.stop()
+    assert not checked(world, data=True).findings
+
+
 def test_wrong_counters(world: GcWorld) -> None:
     store = world.observer()
     manifest = decode_manifest(store.get(read_head(store).head.commit).data)
@@ -294,6 +312,28 @@ def test_wrong_counters(world: GcWorld) -> None:
     assert kinds(world) == {"counters"}
     mend(world)
     assert decode_manifest(store.get(read_head(store).head.commit).data).next_id >= manifest.next_id
+
+
+def test_head_counts_wrong(world: GcWorld) -> None:
+    world.observer().put("HEAD", encode_head(replace(world.head(), files=99)))
+    assert kinds(world) == {"counters"}
+    mend(world)
+
+
+def test_a_head_of_an_epoch_before_its_commit(world: GcWorld) -> None:
+    world.observer().put("HEAD", encode_head(replace(world.head(), epoch=0)))
+    assert kinds(world) == {"epoch", "head"}
+    mend(world)
+
+
+def test_a_head_of_another_workspace(world: GcWorld) -> None:
+    """Which of both is right nobody can know."""
+    world.observer().put("HEAD", encode_head(replace(world.head(), workspace="f" * 32)))
+    assert "foreign" in kinds(world)
+    before = dict(world.bucket.objects)
+    with pytest.raises(FormatError, match="different workspaces"):
+        repair(world.observer(), checked(world), ME)
+    assert world.bucket.objects == before
 
 
 def test_many_damages_at_once(world: GcWorld) -> None:
@@ -416,6 +456,46 @@ def test_the_new_name_does_not_collide(world: GcWorld) -> None:
     assert "/sub/harder.damaged" in after
 
 
+def test_a_long_inline_block_is_no_damage(world: GcWorld) -> None:
+    """Writers put at most 512 bytes into a row, and readers take any."""
+    ino = row(world, "/sub/a")[0]
+    alter(world, {codec.block_key(ino, 0): codec.encode_block(Inline(b"i" * 3000))})
+    assert not checked(world, data=True).findings
+    assert contents(world)["/sub/a"] == b"i" * 3000
+
+
+def test_a_damaged_table_of_contents_is_noted_and_hits_no_file(world: GcWorld) -> None:
+    place = loc(world, "/sub/b")
+    key = pack_key(place.epoch, place.pack)
+    assert not checked(world, data=True).notes
+    for spoiled in (-1, -30, -45, 0):
+        data = bytearray((before := world.bucket.objects[key]).data)
+        data[spoiled] ^= 1
+        world.bucket.objects[key] = _Object(bytes(data), "other", before.written)
+        found = checked(world, data=True)
+        assert not found.findings
+        (note,) = found.notes
+        assert key in note
+        world.bucket.objects[key] = before
+
+
+def test_an_old_head_that_has_come_back(world: GcWorld) -> None:
+    """A mount on it would use the names of objects again that are there. The repair loses neither of both commits."""
+    before, then = contents(world), world.bucket.objects["HEAD"]
+    world.start()
+    world.create(b"newer", b"n" * 5000)
+    world.stop()
+    newer = world.head()
+    world.bucket.objects["HEAD"] = then
+    assert kinds(world) == {"epoch"}
+    done = mend(world)
+    assert any(f"kept commit #{newer.seq}" in one for one in done.done)
+    assert world.head().epoch > newer.epoch
+    assert contents(world) == before
+    assert newer.commit in world.bucket.objects
+    assert newer.commit.replace("commits/", "kept/") in world.bucket.objects
+
+
 # --- metadata objects -------------------------------------------------------------------------------------------------
 
 
@@ -455,6 +535,33 @@ def test_a_damaged_segment_counts_as_lost(world: GcWorld) -> None:
     world.bucket.objects[manifest.deltas[-1].key] = _Object(found.data[:-1] + b"?", "other", found.written)
     assert "segment" in kinds(world)
     mend(world)
+
+
+SEGMENTS: dict[str, Callable[[list[Row]], list[tuple[list[Row], bytes, int]]]] = {
+    "of another number of rows": lambda rows: [(rows, b"", len(rows) + 1)],
+    "with a deletion": lambda rows: [([*rows[:-1], (rows[-1][0], None)], b"", len(rows))],
+    "with rows of the next one": lambda rows: [(rows, b"", len(rows)), ([], rows[1][0], 0)],
+    "with rows of the one before": lambda rows: [(rows[:1], b"", 1), (rows[1:], rows[2][0], len(rows) - 1)],
+}
+
+
+@pytest.mark.parametrize("damage", SEGMENTS)
+def test_a_base_partition_that_cannot_be(world: GcWorld, damage: str) -> None:
+    before = contents(world)
+    store = world.observer()
+    manifest = decode_manifest(store.get(world.head().commit).data)
+    rows: list[Row] = list(Reading(store, manifest).rows())
+    refs = []
+    for number, (content, start, count) in enumerate(SEGMENTS[damage](rows)):
+        data = encode_segment(content)
+        key = f"meta/{manifest.epoch:08x}/base-{number}"
+        store.put(key, data)
+        refs.append(SegmentRef(key, len(data), count, digest(data), start))
+    seq = manifest.seq + 1
+    point_at(world, replace(manifest, base=tuple(refs), deltas=(), seq=seq, parent=manifest.key))
+    assert "segment" in kinds(world)
+    mend(world)
+    assert contents(world) == before
 
 
 def test_a_lost_manifest_goes_back_to_the_commit_before(world: GcWorld) -> None:
@@ -572,20 +679,67 @@ def test_a_takeover_during_a_repair_wins(world: GcWorld) -> None:
 # --- the cache --------------------------------------------------------------------------------------------------------
 
 
+def cache_of(world: GcWorld) -> Checked:
+    """What is found in the cache, without what is found in the store."""
+    found = checked(world)
+    found.findings.clear()
+    check_cache(world.cache_path, found, world.observer())
+    return found
+
+
 def test_a_cache_tells_what_it_holds(world: GcWorld) -> None:
-    assert check_cache(world.cache_path, checked(world)) == [
-        f"The cache in {world.cache_path} holds nothing that is not in the store."
-    ]
+    assert cache_of(world).notes == [f"The cache in {world.cache_path} holds nothing that is not in the store."]
     world.start()
-    ino = world.create(b"unsaved", b"x" * 5000)
+    ino = world.create(b"unsaved", b"x" * (HELD_MAX + 1))
     with pytest.raises(LeaseHeldError):
-        check_cache(world.cache_path, checked(world))
+        cache_of(world)
     world.flush()
     world.crash()
-    found = checked(world)
-    (note,) = check_cache(world.cache_path, found)
+    found = cache_of(world)
+    (note,) = found.notes
     assert "not in the store" in note
     assert not found.findings
     (world.cache_path / "local" / "overlay" / f"{ino & 0xFF:02x}" / f"{ino:x}").unlink()
-    check_cache(world.cache_path, found)
-    assert found.findings[0].kind == "cache"
+    (finding,) = cache_of(world).findings
+    assert finding.kind == "cache"
+
+
+def test_damage_in_a_cache_is_found(world: GcWorld) -> None:
+    """The rows of a cache are judged as those of a commit are; both the rows that are there and those that are not."""
+    # These are damage in a bucket only.
+    local = {"a block that was never uploaded", "a row that speaks of a cache"}
+
+    def put(rows: Rows) -> Rows:
+        """Write rows into the cache; what was there."""
+        tables = Tables(world.cache_path / "local" / "index")
+        with tables.writer() as txn:
+            before = {key: txn.get(key) for key in rows}
+            for key, value in rows.items():
+                txn.put(b"rows", key, value or b"")
+        tables.close()
+        return before
+
+    for damage in DAMAGES.keys() - local:
+        before = put(DAMAGES[damage][0](world))
+        found = cache_of(world)
+        assert {finding.kind for finding in found.findings} == {"cache"}, damage
+        for finding in found.findings:
+            assert str(world.cache_path) in finding.what
+            assert "wsfs export" in finding.remedy
+        put(before)
+    assert not cache_of(world).findings
+    assert not kinds(world), "the store was whole all the time"
+
+
+def test_a_pack_that_a_cache_leads_to_and_the_store_has_lost(world: GcWorld) -> None:
+    place = loc(world, "/sub/a")
+    del world.bucket.objects[pack_key(place.epoch, place.pack)]
+    found = cache_of(world)
+    assert {finding.kind for finding in found.findings} == {"cache"}
+    assert "/sub/a" in paths(found)
+
+
+def test_a_cache_that_cannot_be_opened(world: GcWorld) -> None:
+    (world.cache_path / "local" / "index" / "data.mdb").write_bytes(b"?" * 8192)
+    with pytest.raises(CacheError, match="cannot be opened"):
+        cache_of(world)

@@ -56,7 +56,7 @@ def lose_the_pack(place: Path) -> str:
 def test_a_clean_one(place: Path, run: Run) -> None:
     result = run("fsck", f"file://{place}", "--data", "--all")
     assert (result.returncode, result.stderr) == (0, "")
-    assert result.stdout.startswith("All is well: commit #2, 5 files, ")
+    assert result.stdout.startswith("All is well: save point #2, 5 files, ")
     assert "2 blocks read" in result.stdout
 
 
@@ -67,7 +67,7 @@ def test_damage_has_its_exit_code_and_names_its_files(place: Path, run: Run) -> 
     line, last = result.stdout.splitlines()
     assert name in line
     assert "/file" in line
-    assert "/odd\\n\\\\xff" in line, "one line for a finding, whatever the names are"
+    assert "/odd\\n\\xff" in line, "one line for a finding, whatever the names are"
     assert "--repair" in line
     assert last == "1 finding."
 

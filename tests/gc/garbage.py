@@ -16,10 +16,14 @@ from wsfs.repo.head import Holder, read_head
 from wsfs.repo.manifest import Manifest, decode_manifest
 from wsfs.sync.gc import Collected, Collector
 from wsfs.sync.lease import this_process
-from wsfs.sync.survey import RETENTION, list_objects, pinned, retained
+from wsfs.sync.pins import pinned
+from wsfs.sync.retain import READERS, keep_for
+from wsfs.sync.survey import list_objects
 from wsfs.sync.verify import judge, read_frames, take_census
+from wsfs.values import Retention
 
-HOUR = RETENTION
+HOUR = READERS
+retained = keep_for(Retention(HOUR, 0, 0))
 
 
 class Clock:
@@ -43,6 +47,7 @@ class GcWorld(World):
         self.deleting: Callable[[str], None] = lambda _key: None
         self.deleted: Callable[[str], None] = lambda _key: None
         self.stopping = False
+        self.policy = retained
         self.collector: Collector
 
     def start(self, **how: Any) -> None:
@@ -65,6 +70,7 @@ class GcWorld(World):
                 lease,
                 self._on_owner,
                 self.committer,
+                policy=self.policy,
                 clock=self.clock,
                 stopping=lambda: self.stopping,
                 reached=lambda step: self.step(step),
@@ -123,6 +129,17 @@ class GcWorld(World):
         census = take_census(store, manifest, self.sizes(store), frames=True)
         return sum({(u.loc.epoch, u.loc.pack, u.loc.offset): u.loc.stored_length for u in census.frames}.values())
 
+    def kept_bytes(self) -> int:
+        """The stored bytes that the rows of any commit that is kept lead to."""
+        store = self.observer()
+        listing = list_objects(store)
+        chain = [decode_manifest(store.get(read_head(store).head.commit).data)]
+        while chain[-1].parent in listing.commits:
+            chain.append(decode_manifest(store.get(chain[-1].parent).data))
+        kept, sizes = kept_of(chain, listing), self.sizes(store)
+        uses = [use for one in chain if one.key in kept for use in take_census(store, one, sizes, frames=True).frames]
+        return sum({(u.loc.epoch, u.loc.pack, u.loc.offset): u.loc.stored_length for u in uses}.values())
+
     def observer(self) -> Store:
         """The bucket as somebody else sees it."""
         store = Store(self.bucket)
@@ -176,7 +193,7 @@ def kept_of(chain: list[Manifest], listing: Any) -> set[str]:
     kept = set()
     for position, manifest in enumerate(chain):
         replaced = None if position == 0 else listing.commits[chain[position - 1].key].age
-        if position < 2 or (replaced is not None and replaced < RETENTION):
+        if position < 2 or (replaced is not None and replaced < HOUR):
             kept.add(manifest.key)
     return kept
 

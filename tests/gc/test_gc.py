@@ -7,14 +7,16 @@ import random
 from collections.abc import Callable
 
 import pytest
-from garbage import HOUR, GcWorld
+from garbage import HOUR, GcWorld, retained
 from harness import Crash
 
 import wsfs.sync.commit
-from wsfs.errors import FormatError, TransientStoreError
+from wsfs.errors import FencedError, FormatError, TransientStoreError
 from wsfs.model import ROOT_INO, Packed
 from wsfs.repo.head import State
-from wsfs.sync.survey import Commit, pin, retained
+from wsfs.sync.pins import pin
+from wsfs.sync.retain import Commit, keep_for
+from wsfs.values import Retention
 
 Make = Callable[..., GcWorld]
 BLOCK = 4096
@@ -426,7 +428,7 @@ def test_the_policy_keeps_the_newest_two_and_what_was_head_within_the_retention(
     ages = [None, 50.0, 200.0, 3599.0, 3600.0, 9000.0]
     commits = [Commit(f"c{n}", n, age) for n, age in enumerate(ages)]
     assert retained(commits) == {"c0", "c1", "c2", "c3"}
-    assert retained(commits, 10) == {"c0", "c1"}
+    assert keep_for(Retention(0, 0, 0))(commits) == {"c0", "c1", "c2", "c3"}, "readers need an hour"
     assert retained(commits[:1]) == {"c0"}
     taken = iter(commits)
     retained(taken)
@@ -448,3 +450,40 @@ def test_a_stop_in_between_loses_nothing(world: GcWorld) -> None:
     world.settle()
     world.check()
     assert not world.garbage()
+
+
+@pytest.mark.parametrize("step", ["frozen", "packs", "segments", "manifest", "pending"])
+def test_a_zombie_writer_beside_collections(world: GcWorld, make: Make, step: str) -> None:
+    """A host stops in the middle of a commit, for hours. Another one takes over, and collects its garbage meanwhile.
+    What the first one still sends when it goes on is garbage too, and it keeps what it could not save."""
+    rng = random.Random(8)
+    world.create(b"shared", shared := rng.randbytes(3 * BLOCK))
+    world.commit()
+    world.create(b"unsaved", unsaved := rng.randbytes(5 * BLOCK))
+    other = make(world)
+    swept = 0
+
+    def sleep(reached: str) -> None:
+        nonlocal swept
+        if reached != step or swept:
+            return
+        other.start()
+        other.load_all()
+        other.create(b"same", unsaved)
+        other.commit()
+        swept = 1 + other.settle(3).packs
+
+    world.reached = sleep
+    with pytest.raises(FencedError):
+        world.commit()
+    assert swept
+    other.check()
+    assert other.content(b"same") == unsaved
+    other.settle()
+    other.check()
+    assert not other.garbage()
+    assert other.content(b"shared") == shared
+    assert b"unsaved" not in other.listing()
+    assert world.content(b"unsaved") == unsaved
+    other.restart_cold()
+    assert other.content(b"same") == unsaved

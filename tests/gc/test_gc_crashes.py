@@ -232,9 +232,6 @@ def test_random_lives(make: Make, seed: int) -> None:
     for _ in range(120):
         world = worlds[active]
         if world.dead:
-            # Their names say the second and the process: in here, that is not enough.
-            for aside in world.cache_path.glob("unsaved-*"):
-                shutil.rmtree(aside)
             world.start()
             world.load_all()
         world.step = world.reached = world.deleting = world.deleted = maybe

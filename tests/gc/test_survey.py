@@ -13,7 +13,9 @@ from wsfs.repo.frame import digest
 from wsfs.repo.manifest import Manifest, SegmentRef, encode_manifest
 from wsfs.repo.segment import Row, encode_segment
 from wsfs.store.memory import MemoryStore
-from wsfs.sync.survey import Commit, Survey, list_objects, pack_id, pin
+from wsfs.sync.pins import pin
+from wsfs.sync.retain import Commit
+from wsfs.sync.survey import Survey, list_objects, pack_id
 
 
 class History:

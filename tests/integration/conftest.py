@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import hashlib
 import itertools
 import json
@@ -194,7 +195,7 @@ class Site:
     def pid(self, where: Path | None = None) -> int:
         """The daemon's process."""
         place = os.fsencode(where or self.mountpoint)
-        (pid,) = [pid for pid, words in self._daemons() if words[-1] == place]
+        (pid,) = [pid for pid, shown in self._daemons() if shown.endswith(b" " + place)]
         self.pids.add(pid)
         return pid
 
@@ -237,14 +238,16 @@ class Site:
         for where in self.mounts():
             subprocess.run(["umount", "-i", "-l", where], check=False, timeout=20, capture_output=True)
 
-    def _daemons(self) -> list[tuple[int, list[bytes]]]:
+    def _daemons(self) -> list[tuple[int, bytes]]:
         """Our living daemons, and their command lines."""
         found = []
         for entry in Path("/proc").iterdir():
             with contextlib.suppress(OSError):
-                words = (entry / "cmdline").read_bytes().split(b"\0")[:-1] if entry.name.isdigit() else []
-                if b"--ready-fd" in words and b"%s/" % os.fsencode(self.base) in b" ".join(words):
-                    found.append((int(entry.name), words))
+                shown = (
+                    (entry / "cmdline").read_bytes().rstrip(b"\0").replace(b"\0", b" ") if entry.name.isdigit() else b""
+                )
+                if b" --foreground " in shown and b"%s/" % os.fsencode(self.base) in shown:
+                    found.append((int(entry.name), shown))
         return found
 
     def mounts(self) -> list[str]:
@@ -474,8 +477,10 @@ def mount_helpers() -> Iterator[None]:
     """mount(8) and umount(8) know wsfs, as long as the test runs."""
     words = [sys.executable, "-P", "-m", "wsfs.cli.main", "install-helpers"]
     environ = os.environ | {"PYTHONPATH": str(REPOSITORY)}
-    were_there = Path("/sbin/mount.wsfs").exists()
-    run(*words, env=environ)
-    yield
-    if not were_there:
-        run(*words, "--remove", env=environ)
+    with (Path(tempfile.gettempdir()) / "wsfs-test-helpers.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # tests run at the same time, and the machine has only one /sbin
+        were_there = Path("/sbin/mount.wsfs").exists()
+        run(*words, env=environ)
+        yield
+        if not were_there:
+            run(*words, "--remove", env=environ)

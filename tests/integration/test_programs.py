@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import sqlite3
+import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -209,3 +211,156 @@ def test_in_place_editors(workspace: Site) -> None:
     workspace.elsewhere()
     assert path.read_bytes() == expected
     assert (workspace.mountpoint / "text").read_text() == "one\nthree\n" * 1000
+
+
+def test_git_worktrees_and_rebase(workspace: Site, tools: type[Helpers], package: Path) -> None:
+    """Branches in worktrees, a rebase with a conflict, a stash and a gc: the history is whole, also on another host."""
+    repository, tree = workspace.mountpoint / "repository", workspace.mountpoint / "tree"
+    tools.run("cp", "-a", package / "json", repository)
+
+    def git(*arguments: object, where: Path = repository, code: int = 0) -> str:
+        return workspace.run(*GIT, *arguments, cwd=where, code=code).stdout
+
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-qm", "first")
+    git("worktree", "add", "-q", tree, "-b", "side")
+    for number in range(3):
+        (tree / f"side{number}").write_text("x")
+        (repository / f"main{number}").write_text("y")
+        (repository if number % 2 else tree).joinpath("both").write_text(f"{number}")
+        for where in (tree, repository):
+            git("add", ".", where=where)
+            git("commit", "-qm", f"{number}", where=where)
+    git("rebase", "-q", "main", where=tree, code=1)
+    (tree / "both").write_text("resolved")
+    git("add", "both", where=tree)
+    git("-c", "core.editor=true", "rebase", "--skip", where=tree, code=None)  # type: ignore[arg-type]
+    git("rebase", "--abort", where=tree, code=None)  # type: ignore[arg-type]
+    (repository / "main0").write_text("not committed")
+    git("stash", "-q")
+    git("gc", "-q", "--prune=now")
+    before = git("log", "--all", "--format=%H %T %s"), git("stash", "list"), git("worktree", "list")
+    workspace.elsewhere()
+    assert (git("log", "--all", "--format=%H %T %s"), git("stash", "list"), git("worktree", "list")) == before
+    git("fsck", "--strict")
+    git("stash", "pop", "-q")
+    assert (repository / "main0").read_text() == "not committed"
+    assert git("status", "--porcelain", where=tree) == ""
+
+
+def test_four_sqlite_writers(workspace: Site) -> None:
+    """Four processes write to one database in WAL mode, and wait for each other: no row is missing."""
+    path = workspace.mountpoint / "data.db"
+    workspace.run("sqlite3", path, "PRAGMA journal_mode=wal; CREATE TABLE t (writer INT, n INT, body BLOB);")
+    script = """
+import sqlite3, sys
+database = sqlite3.connect(sys.argv[1], timeout=60, isolation_level=None)
+for n in range(40):
+    database.execute("BEGIN IMMEDIATE")
+    database.execute("INSERT INTO t VALUES (?, ?, randomblob(3000))", (int(sys.argv[2]), n))
+    database.execute("COMMIT")
+database.close()
+"""
+    writers = [subprocess.Popen([sys.executable, "-c", script, path, str(number)]) for number in range(4)]
+    assert [writer.wait(90) for writer in writers] == [0] * 4
+    workspace.elsewhere()
+    assert workspace.run("sqlite3", path, "PRAGMA integrity_check;").stdout == "ok\n"
+    counts = "SELECT writer, count(*), max(n) FROM t GROUP BY writer ORDER BY writer;"
+    assert workspace.run("sqlite3", path, counts).stdout.split() == [f"{number}|40|39" for number in range(4)]
+
+
+def test_make(workspace: Site) -> None:
+    """make builds what is missing, nothing twice, nothing again on another host, and what depends on a change."""
+    top = workspace.mountpoint
+    rules = "all: $(patsubst %.in,%.out,$(wildcard *.in))\n%.out: %.in\n\t@cat $< common > $@; echo $@\n*.out: common\n"
+    (top / "Makefile").write_text(rules)
+    (top / "common").write_text("common\n")
+    for number in range(20):
+        (top / f"{number}.in").write_text(f"{number}\n")
+    assert len(workspace.run("make", "-j4").stdout.split()) == 20
+    for _ in range(2):
+        assert workspace.run("make", "-q").returncode == 0
+        workspace.elsewhere()
+    (top / "7.in").write_text("changed\n")
+    assert workspace.run("make").stdout.split() == ["7.out"]
+    assert (top / "7.out").read_text() == "changed\ncommon\n"
+
+
+def test_environments_of_hard_links(workspace: Site, package: Path, tools: type[Helpers]) -> None:
+    """As conda and uv make them: a cache of packages and five environments that share every file with it."""
+    top = workspace.mountpoint
+    tools.run("cp", "-a", package, top / "cache")
+    for number in range(5):
+        tools.run("cp", "-al", top / "cache", top / f"env{number}")
+    one = top / "env3" / "asyncio" / "events.py"
+    (top / "new").write_text("patched in one environment\n")
+    (top / "new").rename(one)
+    workspace.elsewhere()
+    assert (top / "cache" / "asyncio" / "events.py").stat().st_nlink == 5
+    assert one.read_text() == "patched in one environment\n"
+    same(tools, top / "cache", top / "env1")
+    numbers = {(top / f"env{number}" / "json" / "decoder.py").stat().st_ino for number in range(5)}
+    assert len(numbers) == 1
+    tools.run("rm", "-rf", top / "cache", *(top / f"env{number}" for number in range(1, 5)))
+    assert (top / "env0" / "json" / "decoder.py").stat().st_nlink == 1
+    same(tools, package / "json", top / "env0" / "json")
+
+
+def test_rsync_with_everything(workspace: Site, tools: type[Helpers], package: Path, tmp_path: Path) -> None:
+    """rsync -aHAX both ways: on a mount with extended attributes they come along; a second run sends nothing."""
+    source = tmp_path / "source"
+    tools.run("cp", "-a", package, source)
+    tagged = source / "json" / "decoder.py"
+    os.setxattr(tagged, "user.tag", b"value")
+    workspace.elsewhere("-o", "xattr")
+    target = workspace.mountpoint / "target"
+    tools.run("rsync", "-aHX", f"{source}/", target)
+    workspace.elsewhere("-o", "xattr")
+    assert os.getxattr(target / "json" / "decoder.py", "user.tag") == b"value"
+    assert tools.run("rsync", "-aHXn", "--itemize-changes", "--delete", f"{source}/", target).stdout == ""
+    tools.run("rsync", "-aHAX", f"{target}/", tmp_path / "back")
+    assert os.getxattr(tmp_path / "back" / "json" / "decoder.py", "user.tag") == b"value"
+    same(tools, source, tmp_path / "back")
+
+
+def test_sparse_archives(workspace: Site, tools: type[Helpers], tmp_path: Path) -> None:
+    """tar --sparse and cp --sparse=always find the holes by reading; what they make of them has the same bytes."""
+    path = workspace.mountpoint / "sparse"
+    with path.open("wb") as file:
+        file.truncate(40 * MIB)
+        for at in (0, 13 * MIB + 77, 39 * MIB):
+            file.seek(at)
+            file.write(random.Random(at).randbytes(10_000))
+    workspace.run("tar", "--sparse", "--hole-detection=raw", "-cf", "archive.tar", "sparse")
+    assert (workspace.mountpoint / "archive.tar").stat().st_size < MIB
+    workspace.run("cp", "--sparse=always", "sparse", "copy")
+    assert (workspace.mountpoint / "copy").stat().st_blocks * 512 <= 5 * MIB
+    tools.run("tar", "-C", tmp_path, "-xf", workspace.mountpoint / "archive.tar")
+    assert (tmp_path / "sparse").read_bytes() == path.read_bytes() == (workspace.mountpoint / "copy").read_bytes()
+    workspace.elsewhere()
+    assert (workspace.mountpoint / "copy").read_bytes() == (tmp_path / "sparse").read_bytes()
+
+
+def test_editors_that_save_by_renaming(workspace: Site) -> None:
+    """vim with a backup, and a notebook server's temporary file and rename: always one whole version, mode kept."""
+    path = workspace.mountpoint / "notes.txt"
+    path.write_text("first\n")
+    path.chmod(0o640)
+    for number, backup in enumerate(("no", "yes", "auto")):
+        commands = ("-c", f"set backupcopy={backup} writebackup", "-c", rf"$s/$/\rline {number}/", "-c", "wq")
+        workspace.run(shutil.which("vim.tiny") or "vim", "-es", "-u", "NONE", *commands, path, code=None)
+        assert path.read_text().splitlines()[-1] == f"line {number}"
+        assert path.stat().st_mode & 0o777 == 0o640
+    notebook = workspace.mountpoint / "work.ipynb"
+    for number in range(5):
+        temporary = notebook.with_name(".~work.ipynb")
+        with temporary.open("w") as file:
+            file.write(f'{{"cells": [{number}]}}')
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(notebook)
+    assert sorted(os.listdir(workspace.mountpoint)) == [".workspace.initialized", "notes.txt", "work.ipynb"]
+    workspace.elsewhere()
+    assert path.read_text() == "first\nline 0\nline 1\nline 2\n"
+    assert notebook.read_text() == '{"cells": [4]}'

@@ -28,7 +28,7 @@ def test_saves_in_the_background(site: Site, tools: type[Helpers]) -> None:
     path.write_bytes(b"x" * MIB)
     seq = site.status()["seq"]
     tools.until(lambda: site.status()["unsaved_files"] == 0)
-    assert site.status()["seq"] > seq or site.log().count("saved: ") >= 1
+    assert site.status()["seq"] > seq or site.log().count("event=saved ") >= 1
     site.kill()
     site.wipe()
     site.mount()

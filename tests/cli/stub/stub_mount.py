@@ -1,14 +1,16 @@
 """Stands in for wsfs.mount, so that the commands can be tested against real mounts without the core.
 
-What it does is named by the URL's last part: ok, refuse, crash, die, busy, storedown.
+What it does is named by the URL's last part: ok, refuse, crash, die, killed, hang, slow, busy, storedown.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import signal
 import stat
 import subprocess
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -52,6 +54,12 @@ def run(settings: MountSettings, ready: Callable[[], None], tell: Callable[[str]
     if behaviour == "die":
         os.write(2, b"last words\n")
         os._exit(9)
+    if behaviour == "killed":
+        os.write(2, b"last words\n")
+        os.kill(os.getpid(), signal.SIGKILL)
+    if behaviour in ("hang", "slow"):
+        tell(f"{behaviour}ing")
+        time.sleep(1 if behaviour == "slow" else 1000)
     options = set(pyfuse3.default_options) | {f"fsname={settings.url}", "subtype=wsfs", *settings.kernel_options}
     pyfuse3.init(Empty(), str(settings.mountpoint), options)
     trio.run(_serve, settings, behaviour, ready)

@@ -1,0 +1,65 @@
+"""What `wsfs status` says is true: of the last save, whoever made it, and of a mount that says nothing itself."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+HOUR = 3600
+
+
+def test_the_last_save_is_that_of_the_newest_commit(tmp_path: Path, new_site: Callable[[Path, str], Any]) -> None:
+    """Neither a mount nor a save that had nothing to do is one."""
+    site = new_site(tmp_path, "directory").init()
+    head = site.store / "HEAD"
+    before = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() - 3 * HOUR))
+    head.write_text(json.dumps(json.loads(head.read_text()) | {"saved_at": before}, sort_keys=True))
+    try:
+        site.mount()
+        for _ in range(2):
+            status = site.status()
+            assert status["last_save"] == before
+            assert 3 * HOUR <= status["last_save_age"] < 4 * HOUR
+            assert f"last save  {before}, " in site.wsfs("status", site.mountpoint).stdout
+            site.wsfs("sync", site.mountpoint)
+        (site.mountpoint / "file").write_text("x")
+        site.wsfs("sync", site.mountpoint)
+        assert site.status()["last_save"] > before
+        assert site.status()["last_save_age"] < HOUR
+        site.umount()
+    finally:
+        site.finish()
+
+
+@pytest.mark.parametrize("where", ["at its socket", "in the kernel"])
+def test_a_mount_that_does_not_answer_keeps_no_one_waiting(site: Any, tmp_path: Path, where: str) -> None:
+    """One daemon hangs: that is said soon, and of all other mounts how they are. Without its socket (the commands look
+    for that in another directory) there is only the mount itself to ask."""
+    site.mount()
+    other = tmp_path / "other"
+    other.mkdir()
+    site.mount("-o", "ro", where=other, cache=tmp_path / "cache of the other")
+    if where == "in the kernel":
+        site.environ["WSFS_RUNTIME_DIR"] = str(tmp_path / "nothing here")
+    pid = site.pid()
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        listed = json.loads(site.wsfs("status", "--json", timeout=60).stdout)
+        one = site.status()
+    finally:
+        os.kill(pid, signal.SIGCONT)
+        site.environ["WSFS_RUNTIME_DIR"] = str(tmp_path / "run")
+    states = {found["mountpoint"]: found["state"] for found in listed}
+    assert (states[str(site.mountpoint)], states[str(other)]) == ("ERROR", "RUNNING")
+    assert one["state"] == "ERROR"
+    assert "did not answer within" in one["reason"]
+    assert "kill -9" in one["reason"]
+    assert site.status()["state"] == "RUNNING"
+    site.wsfs("umount", other)
