@@ -10,7 +10,7 @@ import trio
 
 from wsfs.config import MountSettings
 from wsfs.data.ballast import Ballast
-from wsfs.errors import FencedError, WsfsError
+from wsfs.errors import CacheFullError, FencedError, WsfsError
 from wsfs.kernel import mountpoint as mountpoints
 from wsfs.kernel.operations import Operations
 from wsfs.log import get_log
@@ -109,10 +109,7 @@ class Saver:
             return None
         async with self._saving:
             try:
-                saved = await trio.to_thread.run_sync(
-                    lambda: committer.commit(state, may_fold=may_fold, limit=limit, empty=empty),
-                    abandon_on_cancel=True,
-                )
+                saved = await self._commit(lambda: committer.commit(state, may_fold=may_fold, limit=limit, empty=empty))
             except FencedError as exc:
                 await self.fence(exc)
                 raise
@@ -140,6 +137,26 @@ class Saver:
                     seconds=round(saved.seconds, 2),
                 )
             return saved
+
+    async def _commit(self, commit: Callable[[], Saved | None]) -> Saved | None:
+        """A commit writes a little here itself: a full cache disk is no reason for it to fail."""
+        try:
+            return await trio.to_thread.run_sync(commit, abandon_on_cancel=True)
+        except CacheFullError:
+            await self._drop_copies()
+            self._ballast.release()
+            try:
+                return await trio.to_thread.run_sync(commit, abandon_on_cancel=True)
+            finally:
+                self._ballast.restore()
+
+    async def _drop_copies(self) -> int:
+        """Drop what the store has. Returns bytes freed; raises CacheError."""
+        try:
+            return await self._evictor.drop_all()
+        except CacheFullError:
+            self._ballast.release()
+            return await self._evictor.drop_all()
 
     async def fence(self, exc: FencedError) -> None:
         """Another mount has the workspace now: nothing may change here any more, and all of it stays readable."""
@@ -171,14 +188,13 @@ class Saver:
             if asked < self._no_room_until:
                 return False
             try:
-                freed = await self._evictor.drop_all()
+                freed = await self._drop_copies()
                 if not freed:
                     log.warning(
                         "the cache disk is full: writers wait until something is saved", path=self._settings.cache_dir
                     )
-                    self._ballast.release()  # a commit writes a little itself
                     await self.save(State.RUNNING)
-                    freed = await self._evictor.drop_all()
+                    freed = await self._drop_copies()
                 if freed:
                     self._room_made_at = time.monotonic()
                     return True

@@ -13,8 +13,8 @@ from harness import SMALL_BLOCK as BLOCK
 from harness import World, saved_tree
 
 from wsfs.data.overlay import Overlay
-from wsfs.data.packcache import PackCache
-from wsfs.errors import CacheError, NeedRemote
+from wsfs.data.packcache import WINDOW, PackCache
+from wsfs.errors import CacheError, CacheFullError, NeedRemote
 from wsfs.model import BLOCK_SIZE, FrameLoc, Inline, Local, Packed, pack_key
 from wsfs.repo.frame import digest
 from wsfs.repo.pack import PackWriter, make_frame
@@ -323,6 +323,67 @@ def test_torn_bytes_in_the_cache_are_fetched_again(tmp_path: Path) -> None:
     torn[5000:9000] = bytes(4000)
     path.write_bytes(torn)
     assert read(PackCache(tmp_path, store, 1 << 30), loc) == data
+
+
+def full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_fd: int, _data: bytes, _offset: int) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", refuse)
+
+
+def test_a_full_disk_is_read_through_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever fetches gets to know; what was fetched can be read all the same, also where it lies in two windows."""
+    store = MemoryStore()
+    writer = PackWriter(1, 1)
+    blocks = [os.urandom(100_000) for _ in range(50)]
+    frames = [(data, writer.add(make_frame(data, digest(data)), 5, n)) for n, data in enumerate(blocks)]
+    store.put(pack_key(1, 1), writer.finish())
+    assert any(loc.offset // WINDOW != (loc.offset + loc.stored_length) // WINDOW for _, loc in frames)
+    full_disk(monkeypatch)
+    cache = PackCache(tmp_path, store, 1 << 30)
+    for window in range(3):
+        with pytest.raises(CacheFullError):
+            cache.fetch(1, 1, window)
+    assert all(cache.read(loc) == data for data, loc in frames)
+    assert cache.size == 0
+
+
+def test_memory_holds_only_some_of_what_a_full_disk_cannot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The oldest go, and are asked for again: the store is not blamed for it."""
+    store = MemoryStore()
+    blocks = packs(store, 40)
+    full_disk(monkeypatch)
+    cache = PackCache(tmp_path, store, 1 << 30)
+    for _, loc in blocks:
+        with pytest.raises(CacheFullError):
+            cache.fetch(loc.epoch, loc.pack, 0)
+    assert cache.read(blocks[-1][1]) == blocks[-1][0]
+    with pytest.raises(NeedRemote):
+        cache.read(blocks[0][1])
+    with pytest.raises(CacheFullError):
+        cache.fetch(1, 1, 0)
+    assert cache.read(blocks[0][1]) == blocks[0][0]
+
+
+def test_what_fills_the_disk_makes_room_for_what_is_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Packs that were fetched before go first."""
+    store = MemoryStore()
+    blocks = packs(store, 3)
+    cache = PackCache(tmp_path, store, 1 << 30)
+    for data, loc in blocks[:2]:
+        assert read(cache, loc) == data
+    write = os.pwrite
+
+    def write_if_room(fd: int, data: bytes, offset: int) -> int:
+        if sum(path.stat().st_size for path in (tmp_path / "packs").iterdir()) > 150_000:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(fd, data, offset)
+
+    monkeypatch.setattr(os, "pwrite", write_if_room)
+    data, loc = blocks[2]
+    assert read(cache, loc) == data
+    assert [path.name for path in sorted((tmp_path / "packs").iterdir())] == [f"{1:08x}-{n:08x}" for n in (2, 3)]
 
 
 def test_a_window_that_arrives_while_a_frame_is_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
@@ -9,6 +10,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +77,41 @@ def fill(top: Path) -> list[str]:
             return names
         names.append(name)
     raise AssertionError("the disk does not fill up")
+
+
+def fill_up(disk: Path) -> Path:
+    """What somebody else leaves on the disk of the cache: no room at all."""
+    path = disk / "not-ours"
+    with path.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+    return path
+
+
+def test_somebody_else_fills_the_disk(site: Any, disk: Path) -> None:
+    """What the daemon has itself is room enough: to read what is in the store, to write, save by save, and to stop."""
+    site.mount()
+    top = site.mountpoint
+    contents = {f"file{number}": salted(number) for number in range(24)}
+    for name, content in contents.items():
+        (top / name).write_bytes(content)
+    site.elsewhere()
+    (top / "unsaved").write_bytes(salted(99))
+    (top / "small").write_text("unsaved, too")
+    fill_up(disk)
+    for name, content in contents.items():
+        assert (top / name).read_bytes() == content
+    contents["more"] = b"".join(salted(number) for number in range(20))
+    assert error_of(top / "more", contents["more"]) == 0
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(lambda name: (top / name).read_bytes(), contents)) == list(contents.values())
+    site.umount()
+    (disk / "not-ours").unlink()
+    site.wipe()
+    site.mount()
+    assert (top / "small").read_text() == "unsaved, too"
+    for name, content in contents.items():
+        assert (top / name).read_bytes() == content
 
 
 def test_full_and_the_store_is_away(site: Any, proxy: Any, disk: Path) -> None:

@@ -320,15 +320,17 @@ class Overlay:
                 yield int(path.name, 16)
 
     def usage(self) -> list[tuple[float, int, int]]:
-        """Any thread: last use, bytes on disk and inode of every overlay file."""
+        """Any thread: last use, bytes on disk and inode of every overlay file. Raises CacheError."""
         found = []
-        for shard in os.scandir(self._files):
-            for entry in os.scandir(shard.path):
-                try:
-                    status = entry.stat(follow_symlinks=False)
-                except FileNotFoundError:
-                    continue
-                found.append((max(status.st_atime, status.st_mtime), status.st_blocks * 512, int(entry.name, 16)))
+        try:
+            for shard in os.scandir(self._files):
+                for entry in os.scandir(shard.path):
+                    with contextlib.suppress(FileNotFoundError):
+                        status = entry.stat(follow_symlinks=False)
+                        used = max(status.st_atime, status.st_mtime)
+                        found.append((used, status.st_blocks * 512, int(entry.name, 16)))
+        except OSError as exc:
+            raise _disk_error(exc) from exc
         return found
 
     def is_frozen(self, ino: int) -> bool:

@@ -9,6 +9,7 @@ Packs are fetched in windows: a package's small files lie side by side, so one r
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 import time
@@ -28,6 +29,8 @@ log = get_log(__name__)
 
 WINDOW: Final = 2 << 20
 _OPENED_BYTES: Final = 16 << 20
+_HELD_WINDOWS: Final = 16
+"""How many fetched windows are held in memory when the disk has no room for them."""
 
 Pieces = list[tuple[int, bytes | memoryview]]
 """Parts of a pack, by their offsets."""
@@ -58,6 +61,8 @@ class PackCache:
         self._fetched: dict[tuple[str, int], int] = {}
         """The windows that this process has fetched: the number of the fetch, or 0 once something was read well."""
         self._fetches = 0
+        self._held: OrderedDict[tuple[str, int], bytes] = OrderedDict()
+        """Windows that the disk had no room for: on a full disk reads go on."""
         self._opened: OrderedDict[bytes, bytes] = OrderedDict()
         self._opened_bytes = 0
         self._touched: set[Place] = set()
@@ -172,32 +177,50 @@ class PackCache:
 
     def fetch(self, epoch: int, pack: int, window: int, count: int = 1) -> None:
         """Any thread: bring a window of a pack here, or several by one request. Raises StoreError, NotFoundError,
-        CacheError."""
+        CacheError; CacheFullError when it is here, but in memory only and so not for long."""
         data = memoryview(read_range(self._store, pack_key(epoch, pack), window * WINDOW, count * WINDOW))
         name = f"{epoch:08x}-{pack:08x}"
+        kept = True
         # One by one: whoever reads meanwhile waits for the lock.
         for number in range(count):
             piece = data[number * WINDOW : (number + 1) * WINDOW]
             if piece or not number:
-                self._keep_window(name, window + number, piece)
+                kept &= self._keep_window(name, window + number, piece)
+        if not kept:
+            raise CacheFullError("what was fetched cannot be kept: the cache disk is full")
 
-    def _keep_window(self, name: str, window: int, data: memoryview) -> None:
+    def _keep_window(self, name: str, window: int, data: memoryview) -> bool:
+        """False: only in memory."""
+        with self._lock:  # else another fetch could evict the file in between
+            self._used[name] = self._clock()
+            written = self._write_window(name, window, data)
+            while written < len(data) and self._drop_oldest(keep=name):
+                written = self._write_window(name, window, data)
+            if (name, window) not in self._fetched:
+                self._size += written
+            self._fetches += 1
+            self._fetched[name, window] = self._fetches
+            self._held.pop((name, window), None)
+            if written < len(data):
+                self._held[name, window] = bytes(data)
+                while len(self._held) > _HELD_WINDOWS:
+                    gone, _ = self._held.popitem(last=False)
+                    self._fetched.pop(gone, None)
+                return False
+            self._evict(keep=name)
+            return True
+
+    def _write_window(self, name: str, window: int, data: memoryview) -> int:
+        """How many bytes of a window the disk had room for."""
         try:
-            with self._lock:  # else another fetch could evict the file in between
-                fd = os.open(self._directory / name, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
-                try:
-                    written = os.pwrite(fd, data, window * WINDOW)
-                finally:
-                    os.close(fd)
-                if written != len(data):
-                    raise CacheFullError("what was fetched cannot be kept: the cache disk is full")
-                if (name, window) not in self._fetched:
-                    self._size += len(data)
-                self._fetches += 1
-                self._fetched[name, window] = self._fetches
-                self._used[name] = self._clock()
-                self._evict(keep=name)
+            fd = os.open(self._directory / name, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                return os.pwrite(fd, data, window * WINDOW)
+            finally:
+                os.close(fd)
         except OSError as exc:
+            if exc.errno in (errno.ENOSPC, errno.EDQUOT):
+                return 0
             raise CacheError(f"what was fetched cannot be kept in the cache directory: {exc.strerror}") from exc
 
     def keep(self, epoch: int, pack: int, pieces: Pieces) -> None:
@@ -244,13 +267,20 @@ class PackCache:
             freed = 0
         self._size -= freed
         del self._used[name]
-        self._fetched = {(n, w): fresh for (n, w), fresh in self._fetched.items() if n != name}
+        self._fetched = {(n, w): fresh for (n, w), fresh in self._fetched.items() if n != name or (n, w) in self._held}
         return freed
 
     def _fetcher(self, loc: FrameLoc, window: int) -> Callable[[], None]:
         return lambda: self.fetch(loc.epoch, loc.pack, window)
 
     def _read_stored(self, name: str, loc: FrameLoc) -> bytes | None:
+        stored = self._read_from_disk(name, loc)
+        with self._lock:
+            if self._held:
+                stored = self._with_held(name, loc, stored)
+        return stored
+
+    def _read_from_disk(self, name: str, loc: FrameLoc) -> bytes | None:
         try:
             fd = os.open(self._directory / name, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
@@ -260,6 +290,18 @@ class PackCache:
         finally:
             os.close(fd)
 
+    def _with_held(self, name: str, loc: FrameLoc, stored: bytes | None) -> bytes | None:
+        """What was read of a frame, and in its place what memory has of it."""
+        end = loc.offset + loc.stored_length
+        for w in range(loc.offset // WINDOW, (end - 1) // WINDOW + 1):
+            held = self._held.get((name, w))
+            if held is not None:
+                begin = max(loc.offset, w * WINDOW)
+                piece = held[begin - w * WINDOW : end - w * WINDOW]
+                stored = (stored or b"").ljust(loc.stored_length, b"\0")
+                stored = stored[: begin - loc.offset] + piece + stored[begin - loc.offset + len(piece) :]
+        return stored
+
     def _keep_opened(self, key: bytes, data: bytes) -> None:
         self._opened[key] = data
         self._opened_bytes += len(data)
@@ -268,9 +310,15 @@ class PackCache:
             self._opened_bytes -= len(old)
 
     def _evict(self, keep: str) -> None:
-        while self._size > self._limit and len(self._used) > 1:
-            name = min((n for n in self._used if n != keep), key=self._used.__getitem__)
+        while self._size > self._limit and self._drop_oldest(keep=keep):
+            pass
+
+    def _drop_oldest(self, *, keep: str) -> bool:
+        """False when there is no other pack than `keep`."""
+        name = min((n for n in self._used if n != keep), key=self._used.__getitem__, default=None)
+        if name is not None:
             self._drop(name)
+        return name is not None
 
 
 def window_key(epoch: int, pack: int, window: int) -> object:

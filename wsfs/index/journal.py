@@ -89,11 +89,7 @@ class Journal:
         except OSError as exc:
             raise _disk_error(exc) from exc
         try:
-            try:
-                os.posix_fallocate(self._fd, 0, _PREALLOCATE)
-            except OSError as exc:
-                if exc.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSPC):
-                    raise
+            self._preallocate()
             os.pwrite(self._fd, _MAGIC + boot_id, 0)
         except OSError as exc:
             # The next attempt may well have the same name.
@@ -102,6 +98,17 @@ class Journal:
             raise _disk_error(exc) from exc
         self._at = _HEADER_SIZE
         self._name_is_durable = False
+
+    def _preallocate(self) -> None:
+        """Unless the room is scarce: then a save needs it more."""
+        disk = os.fstatvfs(self._fd)
+        if disk.f_bavail * disk.f_frsize < 2 * _PREALLOCATE:
+            return
+        try:
+            os.posix_fallocate(self._fd, 0, _PREALLOCATE)
+        except OSError as exc:
+            if exc.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSPC):
+                raise
 
     def append(self, counters: Counters | tuple[int, int, int], ops: list[Op]) -> None:
         """Journal a batch. Raises CacheFullError or CacheError, and then nothing has been journalled."""

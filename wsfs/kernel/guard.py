@@ -97,10 +97,13 @@ async def _recover(
             if isinstance(exc, NeedRemote):
                 await operations.fetcher.satisfy(exc)
             elif isinstance(exc, CacheFullError) and crowded < _MAX_CROWDED:
-                # Nothing has changed yet: whoever wants to write waits until there is room again.
+                # Nothing has changed yet: whoever wants to write waits until there is room again. Whoever reads tries
+                # once more without: what was fetched is in memory for a while.
                 crowded += 1
                 if not await operations.make_room(deleting=name in _DELETING):
-                    raise exc
+                    if mutates:
+                        raise exc
+                    crowded = _MAX_CROWDED
             else:
                 raise exc
             if mutates and operations.read_only:

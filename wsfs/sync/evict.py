@@ -46,12 +46,16 @@ class Evictor:
             return freed
 
     async def drop_all(self) -> int:
-        """Drop every copy of what the store has, and wait until the room is really free. Returns bytes freed."""
+        """Drop every copy of what the store has, and wait until the room is really free. Returns bytes freed.
+
+        Raises CacheError; CacheFullError when there is no room to note that the copies go.
+        """
+        fetched = await trio.to_thread.run_sync(self._packs.shrink, 0)  # first: this needs no room
         freed = await self.shrink(0)
         if freed:
             # The bytes go once it is durable that no row speaks of them.
             await trio.to_thread.run_sync(self._index.sync_point())
-        return freed + await trio.to_thread.run_sync(self._packs.shrink, 0)
+        return fetched + freed
 
     def evict(self, ino: int) -> bool:
         """Drop one file's resident blocks; False when any of its blocks has no other copy."""
