@@ -48,9 +48,13 @@ def linkat(old: str, new: Path, flags: int) -> None:
 
 
 def tick() -> None:
-    """Let the kernel's coarse clock, which stamps files, go on."""
-    before = time.clock_gettime_ns(CLOCK_REALTIME_COARSE)
-    while time.clock_gettime_ns(CLOCK_REALTIME_COARSE) == before:
+    """Let the kernel's coarse clock, which stamps files, go beyond every stamp that there can be.
+
+    One step of it is not enough: since Linux 6.13 a stamp is no older than the newest fine one of any file system, and
+    when the timer comes late that may lie beyond the next step.
+    """
+    now = time.time_ns()
+    while time.clock_gettime_ns(CLOCK_REALTIME_COARSE) <= now:
         time.sleep(0.001)
 
 
