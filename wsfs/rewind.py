@@ -219,41 +219,43 @@ class Rewind:
         """Pin the save point from before a mass delete. For ever."""
         lease, watcher = self._workspace.lease, MassDelete()
         while lease is not None:
-            await trio.sleep(WATCH_SECONDS)
-            head = lease.head
             if self._restoring.locked():
                 watcher = MassDelete()
-                continue
-            sample = Sample(trio.current_time(), self._workspace.index.shared_files, head.commit, head.files)
-            before = watcher.note(sample)
-            if before is None:
-                continue
-            count = before.files - sample.files
-            reason = f"before at least {count:,} of {before.files:,} files were deleted"
-            try:
-                await trio.to_thread.run_sync(
-                    pin_longer,
-                    self._store,
-                    before.commit,
-                    reason,
-                    Kind.DELETE,
-                    MASS_DELETE_SECONDS,
-                    abandon_on_cancel=True,
-                )
-            except WsfsError as exc:
-                log.warning("the save point from before a mass delete is not pinned", key=before.commit, error=exc)
-                continue
-            self.notice = (
-                f"at least {count:,} of {before.files:,} files were deleted within a minute: for a week,"
-                f" 'wsfs undo {self._mountpoint}' brings them back"
+            else:
+                head, files = lease.head, self._workspace.index.shared_files
+                age = self._saver.save_seconds + WATCH_SECONDS
+                before = watcher.note(Sample(trio.current_time(), files, head.commit, head.files, age))
+                if before is not None:
+                    await self._keep(before, before.files - files)
+            await trio.sleep(WATCH_SECONDS)
+
+    async def _keep(self, before: Sample, count: int) -> None:
+        """Pin the save point from before so many files were deleted, and say so."""
+        reason = f"before at least {count:,} of {before.files:,} files were deleted"
+        try:
+            await trio.to_thread.run_sync(
+                pin_longer,
+                self._store,
+                before.commit,
+                reason,
+                Kind.DELETE,
+                MASS_DELETE_SECONDS,
+                abandon_on_cancel=True,
             )
-            log.warning(
-                "mass delete",
-                files=count,
-                before=before.files,
-                text=self.notice,
-                remedy=f"'wsfs undo {self._mountpoint}' brings them back",
-            )
+        except WsfsError as exc:
+            log.warning("the save point from before a mass delete is not pinned", key=before.commit, error=exc)
+            return
+        self.notice = (
+            f"at least {count:,} of {before.files:,} files were deleted within a minute: for a week,"
+            f" 'wsfs undo {self._mountpoint}' brings them back"
+        )
+        log.warning(
+            "mass delete",
+            files=count,
+            before=before.files,
+            text=self.notice,
+            remedy=f"'wsfs undo {self._mountpoint}' brings them back",
+        )
 
 
 async def keep_for_reader(store: Store, commit: str) -> None:

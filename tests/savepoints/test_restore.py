@@ -320,7 +320,7 @@ class TestMassDelete:
         watcher = MassDelete()
         found = []
         for when, files in counts:
-            before = watcher.note(Sample(when, files, f"c{when:.0f}", max(count for _, count in counts)))
+            before = watcher.note(Sample(when, files, f"c{when:.0f}", files))
             if before is not None:
                 found.append(before.commit)
         return found
@@ -349,14 +349,24 @@ class TestMassDelete:
         """Of all samples the only one that knows the commit is from after the deletion."""
         watcher = MassDelete()
         assert watcher.note(Sample(0, 2000, "c1", 2)) is None
-        before = watcher.note(Sample(1, 500, "c2", 2000))
-        assert before == Sample(0, 2000, "c2", 2000)
+        before = watcher.note(Sample(1, 500, "c2", 2000, age=1))
+        assert before is not None
+        assert (before.files, before.commit) == (2000, "c2")
+
+    def test_made_and_saved_and_deleted_between_two_samples(self) -> None:
+        """No sample has seen them in the tree, but the commit has."""
+        watcher = MassDelete()
+        assert watcher.note(Sample(0, 900, "c1", 2)) is None
+        assert watcher.note(Sample(1, 1200, "c2", 2000, age=1.5)) is None
+        before = watcher.note(Sample(2, 2, "c2", 2000, age=2.5))
+        assert before is not None
+        assert (before.files, before.commit) == (2000, "c2")
 
     def test_a_save_that_takes_long_makes_it_no_quicker(self) -> None:
         watcher = MassDelete()
         for n in range(60):
             assert watcher.note(Sample(10.0 * n, 10_000 - 100 * n, "c1", 2)) is None
-        assert watcher.note(Sample(600.0, 4000, "c2", 10_000)) is None
+        assert watcher.note(Sample(600.0, 4000, "c2", 10_000, age=590)) is None
 
 
 # --- on a mount -----------------------------------------------------------------------------------------------------

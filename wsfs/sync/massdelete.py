@@ -13,12 +13,14 @@ SHARE: Final = 0.2
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """How many files there were at a time, in the tree and in the newest commit."""
+    """How many files there were at a time, in the tree and in the newest commit; and how many seconds ago, at most, the
+    tree was like that commit, if it was not the newest one before."""
 
     when: float
     files: int
     commit: str
     committed: int
+    age: float = 0.0
 
 
 class MassDelete:
@@ -34,8 +36,10 @@ class MassDelete:
         samples = self._samples
         going_on = bool(samples) and sample.files < samples[-1].files
         if samples and sample.commit != samples[-1].commit:
-            # What there was the last time is in a commit by now, and may have been deleted right after that.
-            samples.append(replace(samples[-1], commit=sample.commit, committed=sample.committed))
+            # What there was the last time, and what was made since, is in a commit by now, and may have been deleted
+            # right after that. No sample need have seen it: the commit has.
+            there = sample.committed if sample.age <= SECONDS else samples[-1].files
+            samples.append(replace(samples[-1], files=there, commit=sample.commit, committed=sample.committed))
         samples.append(sample)
         while samples[0].when < sample.when - SECONDS:
             samples.popleft()
