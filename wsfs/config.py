@@ -220,20 +220,6 @@ def _similar(name: str, known: Iterable[str] = ("ro", "rw", *OPTIONS, *KERNEL_OP
     return f": wsfs's own are {', '.join(OPTIONS)}"
 
 
-def format_mount_options(settings: MountSettings) -> str:
-    """The `-o` list where parse_mount_options reads these settings again, but for URL and mount point."""
-    words = ["ro" if settings.read_only else "rw", *settings.kernel_options]
-    for name, option in OPTIONS.items():
-        value = getattr(settings, name)
-        if option.flag:
-            words.append(f"{name}={'yes' if value else 'no'}")
-        elif value is not None:  # a default as well: else the environment of whoever reads this would decide
-            text = as_option(name, value)
-            escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace(",", "\\,")
-            words.append(f"{name}={escaped}")
-    return ",".join(words)
-
-
 def as_option(name: str, value: object) -> str:
     """A value as `-o` and the environment have it."""
     if isinstance(value, bool):

@@ -7,8 +7,6 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from wsfs import config, configfile, values
 from wsfs.config import MountSettings, load_settings, parse_mount_options
@@ -200,11 +198,6 @@ def test_urls_that_cannot_be(url: str) -> None:
     assert "secret" not in str(caught.value)
 
 
-paths = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0/.~"), min_size=1).map(
-    lambda text: Path("/" + text)
-)
-
-
 class TestFiles:
     """Configuration files: which wins, and that a mistake names the file and the key."""
 
@@ -288,28 +281,3 @@ class TestFiles:
         (tmp_path / "mine.toml").write_bytes(b"\xff")
         with pytest.raises(UsageError, match="UTF-8"):
             load(environ=environ | {"WSFS_CONFIG": str(tmp_path / "mine.toml")})
-
-
-def test_formatted_options_win_over_an_environment_even_where_they_are_defaults() -> None:
-    """The daemon reads its command line and the same environment again."""
-    environ = {"WSFS_SAVE_INTERVAL": "1m", "WSFS_RETAIN": "2h/1d/60d", "WSFS_PRICE": "2"}
-    settings = load("save_interval=30,retain=2h/1d/30d,price=0.00001", environ=environ)
-    assert load(config.format_mount_options(settings), environ=environ) == settings
-
-
-@given(
-    cache_dir=paths,
-    save_interval=st.floats(0, 1e6).map(lambda x: round(x, 3)),
-    read_only=st.booleans(),
-    allow_other=st.booleans(),
-    xattr=st.booleans(),
-    takeover=st.booleans(),
-    umask=st.none() | st.integers(0, 0o777),
-    uid=st.none() | st.integers(0, 2**31),
-    cache_size=st.none() | st.integers(0, 2**50),
-    stop_deadline=st.none() | st.floats(0.001, 1e6).map(lambda x: round(x, 3)),
-    kernel_options=st.lists(st.sampled_from(["nosuid", "nodev", "noexec", "noatime"]), unique=True).map(tuple),
-)
-def test_formatted_options_give_the_same_settings(**values: object) -> None:
-    settings = MountSettings(url=URL, mountpoint=Path("/workspace"), **values)  # type: ignore[arg-type]
-    assert load(config.format_mount_options(settings)) == settings

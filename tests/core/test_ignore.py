@@ -110,7 +110,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], database=None)
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture], database=None)
 @given(lines=st.lists(st.sampled_from(PATTERNS), max_size=6))
 def test_every_verdict_is_that_of_git(repository: Path, lines: list[str]) -> None:
     theirs, mine = git(repository, lines), ours(lines)

@@ -673,7 +673,7 @@ class Machine(RuleBasedStateMachine):
     def commit(self, steps: Steps, fold: bool) -> None:
         self.attempt(steps, fold)
         if not any(steps.values()):
-            assert self.committed.tree() == self.to_commit().tree()
+            self.check_committed(self.to_commit().tree())
             assert not self.world.index.is_dirty
             self.check_ignored()
 
@@ -891,7 +891,6 @@ def test_machine() -> None:
         settings=settings(
             max_examples=EXAMPLES,
             stateful_step_count=STEP_COUNT,
-            deadline=None,
             database=None,
             print_blob=False,
             suppress_health_check=list(HealthCheck),

@@ -280,7 +280,6 @@ def test_the_same_as_a_native_directory(new_site: Callable[[Path, str], Any], tm
             settings=settings(
                 max_examples=EXAMPLES,
                 stateful_step_count=STEPS,
-                deadline=None,
                 database=None,
                 derandomize="WSFS_TEST_EXAMPLES" not in os.environ,
                 phases=phases,
