@@ -35,7 +35,14 @@ class Patient(Packs):
     """Has at most one upload under way, and tells when it begins to wait for that."""
 
     def __init__(
-        self, store: MemoryStore, overlay: Overlay, cache: PackCache, *, all_at_once: bool, behind: bool = False
+        self,
+        store: MemoryStore,
+        overlay: Overlay,
+        cache: PackCache,
+        *,
+        all_at_once: bool,
+        behind: bool = False,
+        compressors: int = 1,
     ) -> None:
         numbers = count(1)
         super().__init__(
@@ -46,7 +53,7 @@ class Patient(Packs):
             lambda: PackWriter(1, next(numbers)),
             Uploaded(),
             uploads=1,
-            compressors=1,
+            compressors=compressors,
             progress=Progress(),
             behind=behind,
         )
@@ -121,3 +128,23 @@ def test_requests_of_a_mount_in_use_go_first(tmp_path: Path, behind: bool) -> No
         packs.close()
         overlay.close()
     assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == mine
+
+
+@pytest.mark.parametrize(
+    ("behind", "processors", "expected"), [(True, 2, 1), (True, 4, 2), (False, 2, 2), (True, 1, 1)]
+)
+def test_a_mount_in_use_keeps_a_processor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, behind: bool, processors: int, expected: int
+) -> None:
+    """A background save compresses on one less than there are; the last save of a stop on as many as it may."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(processors)))
+    store, overlay = MemoryStore(), Overlay(tmp_path)
+    cache = PackCache(tmp_path, store, 1 << 30)
+    packs = Patient(store, overlay, cache, all_at_once=True, behind=behind, compressors=2)
+    both = threading.Barrier(2)
+    try:
+        waits = [packs._compress.submit(both.wait, 1) for _ in range(2)]
+        assert all(one.exception() is None for one in waits) == (expected == 2)
+    finally:
+        packs.close()
+        overlay.close()

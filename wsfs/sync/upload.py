@@ -122,7 +122,8 @@ def _stand_back() -> None:
 class Packs:
     """Turns blocks into rows, by way of packs that are uploaded in parallel. At most `uploads` packs wait in memory.
 
-    `behind`: while programs use the mount, their requests go first.
+    `behind`: while programs use the mount, their requests go first, and a processor is left to them: with all of them
+    busy, a kernel that preempts lazily (from Linux 6.13 on) lets a request wait for the next tick of its clock.
 
     With a limit packs are smaller, and what is not in the store in time is told by `is_sent`. `cache` gets what rows
     held, and `reader` has these rows, and the frames that are in the store; a first commit needs neither.
@@ -152,7 +153,10 @@ class Packs:
         self._uploaded = uploaded
         self._uploads = uploads
         self._limit = limit
-        begin = _stand_back if behind else None
+        begin = None
+        if behind:
+            begin = _stand_back
+            compressors = max(1, min(compressors, len(os.sched_getaffinity(0)) - 1))
         self._compress = ThreadPoolExecutor(compressors, "wsfs-compress", begin)
         self._upload = ThreadPoolExecutor(uploads, "wsfs-upload", begin)
         self._running: list[Future[None]] = []
