@@ -275,8 +275,8 @@ class PackCache:
 
     def _read_stored(self, name: str, loc: FrameLoc) -> bytes | None:
         stored = self._read_from_disk(name, loc)
-        with self._lock:
-            if self._held:
+        if self._held:
+            with self._lock:
                 stored = self._with_held(name, loc, stored)
         return stored
 
