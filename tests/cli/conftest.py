@@ -59,5 +59,5 @@ def mountpoint(tmp_path: Path) -> Iterator[Path]:
     where = tmp_path / "workspace"
     where.mkdir()
     yield where
-    while any(f" {where} " in line for line in Path("/proc/self/mountinfo").read_text().splitlines()):
+    while any(f" {where} " in line for line in os.fsdecode(Path("/proc/self/mountinfo").read_bytes()).split("\n")[:-1]):
         subprocess.run(["umount", "-i", "-l", where], check=True)

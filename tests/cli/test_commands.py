@@ -233,6 +233,12 @@ def test_mountinfo() -> None:
     assert other.owner == 0
 
 
+def test_mountinfo_has_lines_for_the_kernel_only() -> None:
+    """Of names it escapes blanks, tabs, newlines and backslashes, and nothing else that ends a line in a text."""
+    odd = "/o\r\v\f\x1c\x85\u2028\udce9d"
+    assert [one.mountpoint for one in parse_mountinfo(f"1 2 0:3 / {odd} rw - tmpfs tmpfs rw\n" * 2)] == [odd, odd]
+
+
 def test_numbers_for_people() -> None:
     assert [size(n) for n in (0, 999, 1000, 86_000_000, 123_456_789, 5 * 10**12)] == [
         "0 B",

@@ -220,4 +220,7 @@ class Rig:
 
 def is_mounted(where: Path) -> bool:
     """Whether anything is mounted there. Never asks the mount."""
-    return any(line.split(" ")[4] == str(where) for line in Path("/proc/self/mountinfo").read_text().splitlines())
+    return any(
+        line.split(" ")[4] == str(where)
+        for line in os.fsdecode(Path("/proc/self/mountinfo").read_bytes()).split("\n")[:-1]
+    )

@@ -59,7 +59,10 @@ def until(condition: Callable[[], Any], seconds: float = 20.0) -> Any:
 
 def is_mounted(where: Path) -> bool:
     """Whether anything is mounted right at `where`; never asks the mount."""
-    return any(line.split(" ")[4] == str(where) for line in Path("/proc/self/mountinfo").read_text().splitlines())
+    return any(
+        line.split(" ")[4] == str(where)
+        for line in os.fsdecode(Path("/proc/self/mountinfo").read_bytes()).split("\n")[:-1]
+    )
 
 
 def run(
@@ -252,7 +255,7 @@ class Site:
 
     def mounts(self) -> list[str]:
         """What is mounted below our directory, newest first."""
-        lines = Path("/proc/self/mountinfo").read_text().splitlines()
+        lines = os.fsdecode(Path("/proc/self/mountinfo").read_bytes()).split("\n")[:-1]
         places = [line.split(" ")[4] for line in lines]
         return [place for place in reversed(places) if place.startswith(f"{self.base}/")]
 

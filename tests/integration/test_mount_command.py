@@ -16,7 +16,11 @@ pytestmark = pytest.mark.usefixtures("mount_helpers")
 
 def options_of(where: Path) -> set[str]:
     """What the kernel says about a mount."""
-    line = next(x for x in Path("/proc/self/mountinfo").read_text().splitlines() if x.split(" ")[4] == str(where))
+    line = next(
+        x
+        for x in os.fsdecode(Path("/proc/self/mountinfo").read_bytes()).split("\n")[:-1]
+        if x.split(" ")[4] == str(where)
+    )
     left, right = line.split(" - ")
     return set(left.split(" ")[5].split(",")) | set(right.split(" ")[2].split(","))
 
@@ -54,6 +58,20 @@ def test_fstab(site: Site, tools: type[Helpers], tmp_path: Path) -> None:
     site.run("umount", site.mountpoint, cwd="/")
     site.run("mount", "-T", fstab, site.mountpoint, cwd="/")
     assert (site.mountpoint / "file").read_text() == "content"
+
+
+def test_beside_a_mount_with_an_odd_name(site: Site, tools: type[Helpers], tmp_path: Path) -> None:
+    """Whoever else mounts something somewhere, under whatever name, is none of our business."""
+    odd = tmp_path / "o\r\v\f\x1c\x85\u2028\udce9d"
+    odd.mkdir()
+    tools.run("mount", "-t", "tmpfs", "tmpfs", odd)
+    try:
+        site.mount()
+        assert site.status()["state"] == "RUNNING"
+        assert "RUNNING" in site.wsfs("status").stdout
+        site.umount()
+    finally:
+        tools.run("umount", odd)
 
 
 def test_an_unknown_option_is_named(site: Site, tools: type[Helpers]) -> None:

@@ -168,7 +168,7 @@ def rootless(site: Site) -> Iterator[Rootless]:
     found = Rootless(base / "rootless", site)
     yield found
     device.chmod(mode)
-    if str(found.mountpoint) in Path("/proc/self/mountinfo").read_text():
+    if str(found.mountpoint) in os.fsdecode(Path("/proc/self/mountinfo").read_bytes()):
         subprocess.run(["umount", "-i", "-l", found.mountpoint], check=False)
     shutil.rmtree(base)
 

@@ -50,7 +50,7 @@ class Mount:
 def parse_mountinfo(text: str) -> list[Mount]:
     """The mounts of a mountinfo file, in the order in which they were made."""
     mounts = []
-    for line in text.splitlines():
+    for line in text.split("\n"):  # names may hold whatever else ends a line for str.splitlines
         before, _, after = line.partition(" - ")
         left, right = before.split(" "), after.split(" ")
         if len(left) < 6 or len(right) < 3:
@@ -66,7 +66,7 @@ def _unescape(text: str) -> str:
 
 def all_mounts() -> list[Mount]:
     """Every mount that this process sees."""
-    return parse_mountinfo(Path("/proc/self/mountinfo").read_text(errors="surrogateescape"))
+    return parse_mountinfo(os.fsdecode(Path("/proc/self/mountinfo").read_bytes()))
 
 
 def find(mountpoint: str | os.PathLike[str]) -> Mount | None:

@@ -28,7 +28,8 @@ def _device(mountpoint: Path) -> str | None:
     """The device number, as major:minor, of the newest wsfs mount that is there."""
     escaped = "".join(f"\\{ord(c):03o}" if c in " \t\n\\" else c for c in str(mountpoint))
     found = None
-    for line in Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines():
+    # Names may hold whatever else ends a line for str.splitlines, and need be no UTF-8.
+    for line in os.fsdecode(Path("/proc/self/mountinfo").read_bytes()).split("\n")[:-1]:
         fields = line.split()
         if fields[4] == escaped and "fuse.wsfs" in fields[6:]:
             found = fields[2]
