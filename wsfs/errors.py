@@ -221,6 +221,9 @@ class CacheFullError(CacheError):
     errno = _errno.ENOSPC
     remedy = "free the cache disk"
 
+    def __init__(self, text: str = "the cache disk is full: free some space, or wait until more is saved") -> None:
+        super().__init__(text)
+
 
 class NeedRemote(Exception):  # noqa: N818 - not an error: a request to fetch something and come again
     """An operation needs something that is not local yet.

@@ -409,7 +409,7 @@ def _write_all(fd: int, data: bytes | memoryview, offset: int) -> None:
 
 def _disk_error(exc: OSError) -> CacheError:
     if exc.errno in (errno.ENOSPC, errno.EDQUOT):
-        return CacheFullError("the cache disk is full: free some space, or wait until more is saved")
+        return CacheFullError()
     if exc.errno == errno.EFBIG:
         too_large = CacheError("the file system of the cache directory cannot hold a file of this size")
         too_large.errno = errno.EFBIG

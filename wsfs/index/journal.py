@@ -156,7 +156,7 @@ class Journal:
         except OSError as exc:
             raise _disk_error(exc) from exc
         if written != len(record):
-            raise CacheFullError("the cache disk is full: free some space, or wait until more is saved")
+            raise CacheFullError()
         self._at += written
 
 
@@ -202,5 +202,5 @@ def _ops(body: bytes, at: int) -> Iterator[Op]:
 
 def _disk_error(exc: OSError) -> CacheError:
     if exc.errno in (errno.ENOSPC, errno.EDQUOT):
-        return CacheFullError("the cache disk is full: free some space, or wait until more is saved")
+        return CacheFullError()
     return CacheError(f"the journal in the cache directory cannot be written: {exc.strerror}")

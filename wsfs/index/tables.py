@@ -138,10 +138,10 @@ class Tables:
                 raise
             txn.commit()
         except (lmdb.MapFullError, lmdb.DiskError) as exc:
-            raise CacheFullError("the cache disk is full: free some space, or wait until more is saved") from exc
+            raise CacheFullError() from exc
         except lmdb.Error as exc:
             if "No space left" in str(exc):
-                raise CacheFullError("the cache disk is full: free some space, or wait until more is saved") from exc
+                raise CacheFullError() from exc
             raise CacheError(f"the index in the cache directory cannot be written: {exc}") from exc
 
     def close(self) -> None:

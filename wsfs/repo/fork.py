@@ -19,15 +19,14 @@ from wsfs.errors import (
     NoSavePointError,
     NotFoundError,
     NoWorkspaceError,
-    PreconditionFailedError,
     UsageError,
     WorkspaceExistsError,
 )
 from wsfs.model import segment_key
 from wsfs.repo.encryption import Wrapper
 from wsfs.repo.frame import digest, dump_json, load_json
-from wsfs.repo.head import HEAD_KEY, Head, State, encode_head, read_head
-from wsfs.repo.manifest import Manifest, SegmentRef, encode_manifest
+from wsfs.repo.head import HEAD_KEY, read_head
+from wsfs.repo.manifest import Manifest, SegmentRef
 from wsfs.repo.segment import encode_segment
 from wsfs.repo.workspace import (
     BaseRef,
@@ -35,6 +34,7 @@ from wsfs.repo.workspace import (
     exists_already,
     marker_rows,
     new_nonce,
+    publish_first,
     put_reader,
     read_base,
     read_format,
@@ -163,27 +163,7 @@ def _first_commit(store: Store, fmt: Format, origin: Format, of: Manifest, clock
         bytes=of.bytes - len(origin.marker) + len(fmt.marker),
         deltas=(*of.deltas, ref),
     )
-    store.put(ref.key, segment)
-    encoded = encode_manifest(manifest)
-    store.put(manifest.key, encoded, if_none_match=True)
-    head = Head(
-        workspace=fmt.workspace_id,
-        epoch=epoch,
-        seq=manifest.seq,
-        commit=manifest.key,
-        commit_digest=digest(encoded),
-        nonce=nonce,
-        state=State.STOPPED,
-        reason="",
-        holder=None,
-        saved_at=manifest.created,
-        files=manifest.files,
-        bytes=manifest.bytes,
-    )
-    try:
-        store.put(HEAD_KEY, encode_head(head), if_none_match=True)
-    except PreconditionFailedError as exc:
-        raise exists_already(store.url) from exc
+    publish_first(store, manifest, ref, segment)
 
 
 def _begun(raw: Store, ref: BaseRef) -> bool:

@@ -269,13 +269,19 @@ def initialise(
         fmt = read_format(store)
     put_reader(store)
     manifest, segment = first_commit(fmt, owner, clock)
-    ref = manifest.base[0]
+    publish_first(store, manifest, manifest.base[0], segment)
+    return fmt
+
+
+def publish_first(store: Store, manifest: Manifest, ref: SegmentRef, segment: bytes) -> None:
+    """Write the first commit of a workspace, with the one segment that is its own, and HEAD. Raises StoreError, and
+    WorkspaceExistsError when somebody else was quicker."""
     store.put(ref.key, segment)
     encoded = encode_manifest(manifest)
     store.put(manifest.key, encoded, if_none_match=True)
     head = Head(
-        workspace=fmt.workspace_id,
-        epoch=_INIT_EPOCH,
+        workspace=manifest.workspace,
+        epoch=manifest.epoch,
         seq=manifest.seq,
         commit=manifest.key,
         commit_digest=digest(encoded),
@@ -291,7 +297,6 @@ def initialise(
         store.put(HEAD_KEY, encode_head(head), if_none_match=True)
     except PreconditionFailedError as exc:
         raise exists_already(store.url) from exc
-    return fmt
 
 
 def write_format(store: Store, fmt: Format, wrapper: Wrapper | None) -> Store:
