@@ -354,6 +354,10 @@ def peer_credentials(connection: socket.socket | trio.socket.SocketType) -> tupl
 # --- client -------------------------------------------------------------------------------------------------
 
 
+class HungUpError(WsfsError):
+    """The connection to a daemon ended before its answer."""
+
+
 def request(
     path: Path,
     message: dict[str, Any],
@@ -364,7 +368,8 @@ def request(
     """Ask the daemon behind `path` and return its answer. Blocks, at most `timeout` seconds between two signs
     of life. What it tells meanwhile, if the message asks for "progress", is given to `tell`.
 
-    Raises NotMountedError if nothing listens there, and for {"ok": false} the error that has this exit code.
+    Raises NotMountedError if nothing listens there, HungUpError if there is no answer because the daemon ended or
+    closed the connection, and for {"ok": false} the error that has this exit code.
     """
     with _connect(path, timeout) as connection:
         try:
@@ -379,7 +384,7 @@ def request(
         except TimeoutError:
             raise WsfsError(f"the daemon did not answer within {timeout:g} s") from None
         except OSError as exc:
-            raise WsfsError(f"the daemon hung up: {exc.strerror}; its log says why") from exc
+            raise HungUpError(f"the daemon hung up: {exc.strerror}; its log says why") from exc
     return parse_answer(answer)
 
 
@@ -388,7 +393,7 @@ def parse_answer(answer: bytes) -> dict[str, Any]:
     try:
         response = json.loads(answer)
     except (ValueError, RecursionError):
-        raise WsfsError("the daemon ended before it answered; its log says why") from None
+        raise HungUpError("the daemon ended before it answered; its log says why") from None
     if not isinstance(response, dict):
         raise WsfsError("what answered on the control socket is not a wsfs daemon")
     if not response.get("ok"):

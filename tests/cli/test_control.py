@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
+import select
 import socket
 import stat
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,7 @@ import pytest
 import trio
 
 from wsfs import control
+from wsfs.cli import daemon
 from wsfs.errors import (
     FormatError,
     MountBusyError,
@@ -371,3 +375,49 @@ def test_an_answer_that_is_ready_when_the_server_ends_is_delivered_with_progress
 
     trio.run(main)
     assert answers == [{"ok": True, "files": 3}]
+
+
+@pytest.mark.parametrize("accepts", [False, True], ids=["before it accepts", "after it accepted"])
+def test_the_status_of_a_daemon_that_is_being_killed(accepts: bool, tmp_path: Path, runtime: Path) -> None:
+    """It hangs up on those who ask, and is gone a moment later: what is said is that it died."""
+    control.write_record(tmp_path, {"state": "RUNNING", "cache_dir": "/the/cache"})
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(control.socket_path(tmp_path)))
+        listener.listen()
+
+        def die() -> None:
+            select.select([listener], [], [], 10)
+            if accepts:
+                listener.accept()[0].close()
+                time.sleep(0.2)
+            listener.close()
+
+        dying = threading.Thread(target=die)
+        dying.start()
+        found = daemon.status(tmp_path)
+        dying.join()
+    assert found["state"] == "ERROR"
+    assert found["reason"].startswith("the daemon died; changes that were not saved stay in /the/cache")
+
+
+def test_the_status_of_a_daemon_that_only_hangs_up(
+    tmp_path: Path, runtime: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(daemon, "DYING_SECONDS", 0.1)
+    control.write_record(tmp_path, {"state": "RUNNING"})
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(control.socket_path(tmp_path)))
+        listener.listen()
+
+        def hang_up() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    listener.accept()[0].close()
+
+        thread = threading.Thread(target=hang_up)
+        thread.start()
+        found = daemon.status(tmp_path)
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join()
+    assert found["state"] == "ERROR"
+    assert re.match("the daemon (hung up|ended before it answered).*kill -9", found["reason"])

@@ -126,8 +126,8 @@ def test_state_and_save_through_a_jupyter_server(site: Site, tools: type[Helpers
     pid = site.pid()
     os.kill(pid, signal.SIGKILL)
     tools.until(lambda: tools.is_gone(pid))
-    # Its threads end after it: for a moment it still hangs up on those who ask.
-    state = tools.until(lambda: (found := jupyter.ask("GET", "/wsfs/status", **login))[0] == 200 and found[1])
+    status, state = jupyter.ask("GET", "/wsfs/status", **login)
+    assert status == 200
     assert state["state"] == "ERROR"
     assert "the daemon died" in state["reason"]
     status, answer = jupyter.ask("POST", "/wsfs/save", **login)

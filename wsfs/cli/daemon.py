@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from wsfs.cli.progress import Display
 
 STATUS_TIMEOUT = 10.0
+DYING_SECONDS = 2.0  # between a daemon's last breath and the end of its process: it may have much memory to give back
 ELSEWHERE = "was it mounted with another WSFS_RUNTIME_DIR or XDG_RUNTIME_DIR?"
 HANGS = "If that stays so, end its process with 'kill -9' and mount it again: what it had received is in its cache"
 
@@ -37,7 +39,7 @@ def status(mountpoint: str | os.PathLike[str]) -> dict[str, Any]:
     if mount is not None:
         known["url"] = mount.source
     try:
-        answer = control.request(socket_of(mountpoint), {"op": "status"}, timeout=STATUS_TIMEOUT)
+        answer = _state(socket_of(mountpoint))
         return known | {name: value for name, value in answer.items() if name != "ok"}
     except NotMountedError:
         pass
@@ -55,6 +57,19 @@ def status(mountpoint: str | os.PathLike[str]) -> dict[str, Any]:
     if record.get("state") in ("STARTING", "RUNNING", "STOPPING"):
         record |= {"state": "ERROR", "reason": f"the daemon died; {kept(record.get('cache_dir'))}"}
     return known | record
+
+
+def _state(path: Path) -> dict[str, Any]:
+    """What the daemon behind `path` says of itself. One that was killed hangs up on those who ask, and is gone a moment
+    later: it is asked again until it answers, is gone (NotMountedError), or has had DYING_SECONDS for either."""
+    give_up = time.monotonic() + DYING_SECONDS
+    while True:
+        try:
+            return control.request(path, {"op": "status"}, timeout=STATUS_TIMEOUT)
+        except control.HungUpError:
+            if time.monotonic() >= give_up:
+                raise
+        time.sleep(0.05)
 
 
 def _without_socket(mount: mounts.Mount, cache: object) -> dict[str, Any]:
