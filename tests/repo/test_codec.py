@@ -131,6 +131,7 @@ def test_inodes_round_trip(inode: Inode) -> None:
     row = codec.encode_inode(inode)
     assert codec.decode_inode(inode.ino, row) == inode
     assert codec.content_size(row) == (0 if inode.is_dir else inode.size)
+    assert codec.parent_of(row) == inode.parent
 
 
 @given(BLOCKS)

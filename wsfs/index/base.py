@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
-from itertools import chain
+from itertools import chain, islice
 from typing import Any, Final
 
 from wsfs.errors import FormatError
@@ -25,6 +25,8 @@ _DIRENT: Final = codec.DIRENT[0]
 _COUNTERS = struct.Struct(">QQQ")
 _BLOCKS, _BLOCKS_END = b"pending-blocks", b"pending-blockt"
 _DIGEST_ROW = struct.Struct(">IIIIIIB")
+_PORTION: Final = 10_000
+"""So many rows are written together, in the order of their keys: one by one takes longer."""
 
 
 @dataclass(slots=True)
@@ -194,29 +196,18 @@ def advance(txn: Writer, pending: Pending, rows: Iterable[Row]) -> None:
 
     `rows` are the commit's block rows. A block that was packed from the overlay stays resident there.
     """
-    for key, value in rows:
-        stamp = txn.lookup(b"dirty", key)
-        if stamp is None or _U64.unpack(stamp)[0] > pending.generation:
-            continue
-        if value is None:
-            # It turned out to be all zeros.
-            txn.put(b"rows", key, DELETED)
-            continue
-        block = codec.decode_block(value)
-        if isinstance(block, Packed):
-            old = txn.get(key)
-            if old is not None and (codec.is_local(old) or codec.is_held(old)):
-                resident = codec.is_local(old)
-                txn.put(b"rows", key, codec.encode_block(Packed(block.loc, resident)))
-            txn.put(b"digests", block.loc.digest, _DIGEST_ROW.pack(*block.loc[:7]))
-        else:
-            txn.put(b"rows", key, value)
-    done = [k for k, stamp in txn.scan(b"dirty", b"") if _U64.unpack(stamp)[0] <= pending.generation]
-    for key in done:
-        txn.delete(b"dirty", key)
-        if not pending.base:
-            txn.put(b"changed", key, b"")
-    if pending.base:
+    left = iter(rows)
+    while portion := list(islice(left, _PORTION)):
+        _clean_blocks(txn, portion, _U64.pack(pending.generation))
+    done = list(_dirty_keys(txn, pending.generation))
+    if len(done) == txn.count(b"dirty"):
+        txn.clear(b"dirty")
+    else:
+        for key in done:
+            txn.delete(b"dirty", key)
+    if not pending.base:
+        txn.put_all(b"changed", [(key, b"") for key in done])
+    else:
         txn.clear(b"changed")
         loaded = {part.ref.start: part for part in load_parts(txn) if not part.loaded}
         txn.clear(b"parts")
@@ -225,6 +216,30 @@ def advance(txn: Writer, pending: Pending, rows: Iterable[Row]) -> None:
             _put_part(txn, ref, loaded=old_part is None or old_part.ref != ref)
     put_standing(txn, pending.standing)
     drop_pending(txn)
+
+
+def _clean_blocks(txn: Writer, rows: list[Row], newest: bytes) -> None:
+    """Write the block rows of a commit, where nothing has changed since generation `newest`."""
+    clean: list[tuple[bytes, bytes]] = []
+    frames: list[tuple[bytes, bytes]] = []
+    for key, value in rows:
+        stamp = txn.lookup(b"dirty", key)
+        if stamp is None or stamp > newest:
+            continue
+        if value is None:
+            # It turned out to be all zeros.
+            clean.append((key, DELETED))
+            continue
+        block = codec.decode_block(value)
+        if isinstance(block, Packed):
+            old = txn.get(key) or DELETED
+            if (resident := codec.is_local(old)) or codec.is_held(old):
+                clean.append((key, codec.encode_block(Packed(block.loc, resident))))
+            frames.append((block.loc.digest, _DIGEST_ROW.pack(*block.loc[:7])))
+        else:
+            clean.append((key, value))
+    txn.put_all(b"rows", clean)
+    txn.put_all(b"digests", sorted(frames))
 
 
 def known_frame(reader: Reader, digest: bytes) -> FrameLoc | None:
@@ -249,10 +264,14 @@ def dirty_rows(reader: Reader, generation: int) -> Iterator[Row]:
     """Every row that changed up to a generation, in key order, as it is in the reader's view. One that stays on this
     machine is as good as gone."""
     keeps = reader.count(b"kept") > 0
-    for key, stamp in reader.scan(b"dirty", b""):
-        if _U64.unpack(stamp)[0] <= generation:
-            kept = keeps and reader.lookup(b"kept", key) is not None
-            yield key, None if kept else reader.get(key) or None
+    for key in _dirty_keys(reader, generation):
+        kept = keeps and reader.lookup(b"kept", key) is not None
+        yield key, None if kept else reader.get(key) or None
+
+
+def _dirty_keys(reader: Reader, generation: int) -> Iterator[bytes]:
+    newest = _U64.pack(generation)
+    return (key for key, stamp in reader.scan(b"dirty", b"") if stamp <= newest)
 
 
 def shared_rows(reader: Reader, low: bytes, high: bytes | None) -> Iterator[tuple[bytes, bytes]]:

@@ -49,6 +49,7 @@ _INODE = struct.Struct(">BIIIIIQQqIqIqI")
 _INODE_AND_TIMES = struct.Struct(">BIIIIIQQ12s12s12s")
 _TIME = struct.Struct(">qI")
 _MODE_AND_SIZE = struct.Struct(">BI16xQ")
+_PARENT: Final = slice(29, 37)
 _DIRENT = struct.Struct(">QBQ")
 _LOC = struct.Struct(">BIIIIIIB20s")
 _PLACE = struct.Struct(">BIIII")
@@ -182,6 +183,11 @@ def content_size(row: bytes) -> int:
     """The size in the row of an inode, and nothing else of it; 0 for a directory, whose size counts its entries."""
     _version, mode, size = _MODE_AND_SIZE.unpack_from(row)
     return 0 if stat.S_ISDIR(mode) else size
+
+
+def parent_of(row: bytes) -> int:
+    """The directory in the row of an inode: that of the name which it got last."""
+    return int.from_bytes(row[_PARENT], "big")
 
 
 def encode_dirent(d: Dirent) -> bytes:

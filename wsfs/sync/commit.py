@@ -16,6 +16,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import count
 from typing import Final, Protocol, TypeVar
@@ -27,7 +28,7 @@ from wsfs.index.base import Pending, Standing, dirty_rows, drop_pending, shared_
 from wsfs.index.index import Index
 from wsfs.index.tables import Reader, Writer
 from wsfs.log import get_log
-from wsfs.model import BLOCK_SIZE, Ino, segment_key
+from wsfs.model import segment_key
 from wsfs.repo import codec
 from wsfs.repo.frame import digest
 from wsfs.repo.head import State
@@ -36,6 +37,7 @@ from wsfs.repo.pack import PackWriter
 from wsfs.repo.segment import Row, encode_segment, portions, row_size
 from wsfs.repo.workspace import new_nonce, timestamp
 from wsfs.store.base import Store
+from wsfs.sync.changes import blocks_to_send, published_rows
 from wsfs.sync.lease import Lease
 from wsfs.sync.load import committed_rows
 from wsfs.sync.partial import LARGE_FILES, MUST, Left, Plan, Rows
@@ -61,6 +63,10 @@ _WORTH_LEAVING: Final = 4 << 20
 
 _POINT_SECONDS: Final = 5.0
 """With a limit: after so long what has been sent is committed, so that it counts whatever comes."""
+
+
+Segment = tuple[SegmentRef, bytes]
+"""One that is not in the store yet, and its content."""
 
 
 class OnOwner(Protocol):
@@ -242,7 +248,7 @@ class Committer:
         """The frozen generation, but for what it adds to `left`."""
         standing = self._index.standing
         assert standing is not None
-        blocks = self._blocks(reader, generation, progress)
+        blocks = blocks_to_send(reader, generation, progress)
         packs = Packs(
             self._store,
             self._overlay,
@@ -258,22 +264,27 @@ class Committer:
         )
         try:
             if limit is None:
-                resolved = packs.upload(blocks, lambda _work: True)
+                resolved = packs.pack(blocks, lambda _work: True)
             else:
                 resolved = self._send_some(packs, blocks, self._plan(reader, generation, blocks, standing), left, limit)
+            # While the last packs are on their way:
+            rows = ((key, row) for key, row in dirty_rows(reader, generation) if key not in left.keys)
+            changed = list(published_rows(rows, resolved, standing.next_id, left))
+            base, deltas = tuple(part.ref for part in self._index.parts), standing.deltas
+            if fold:
+                base, segments = self._fold(reader, changed, resolved, left)
+                deltas = ()
+            else:
+                segments = [self._new_segment(rows) for rows in portions(changed, DELTA_SIZE)]
+                deltas += tuple(ref for ref, _ in segments)
+            block_rows = tuple(encode_segment(rows) for rows in portions(sorted(resolved.items()), DELTA_SIZE))
+            packs.wait()
         finally:
             packs.close()
         progress.skipped(len(left.inodes))
         self._reached("packs")
         puts, sent = packs.puts, packs.sent
-        rows = ((key, row) for key, row in dirty_rows(reader, generation) if key not in left.keys)
-        changed = list(self._published(rows, resolved, standing.next_id, left))
-        if fold:
-            base, written = self._fold(reader, changed, resolved, left)
-            deltas: tuple[SegmentRef, ...] = ()
-        else:
-            written = [self._put_segment(rows) for rows in portions(changed, DELTA_SIZE)]
-            base, deltas = tuple(part.ref for part in self._index.parts), (*standing.deltas, *written)
+        self._put_segments(segments)
         self._reached("segments")
         next_id, files, total = self._frozen_counters
         files, total = files - left.files, total - left.size
@@ -301,7 +312,7 @@ class Committer:
             generation,
             Standing(standing.workspace, manifest.seq, manifest.key, next_id, deltas),
             base if fold else (),
-            tuple(encode_segment(rows) for rows in portions(sorted(resolved.items()), DELTA_SIZE)),
+            block_rows,
         )
 
         def note(txn: Writer) -> None:
@@ -312,7 +323,7 @@ class Committer:
         self._maybe_left = left
         self._index.rewrite(note)
         self._reached("pending")
-        metadata = sum(ref.length for ref in written) + len(encoded)
+        metadata = sum(len(data) for _, data in segments) + len(encoded)
         self._lease.grew(sent + metadata)
         self._lease.publish(manifest, nonce, state)
         self._reached("head")
@@ -322,7 +333,7 @@ class Committer:
         names = sum(1 for key, row in changed if row is not None and key[8:9] == codec.ATTR)
         content = sum(work.length for work in blocks if work.ino not in left.inodes)
         content += sum(len(row) - 1 for key, row in changed if row and key not in resolved and _is_inline(key, row))
-        return Saved(manifest.seq, names, content, sent + metadata, puts + len(written) + 2, 0.0)
+        return Saved(manifest.seq, names, content, sent + metadata, puts + len(segments) + 2, 0.0)
 
     # --- under a limit --------------------------------------------------------------------------------------------
 
@@ -379,68 +390,26 @@ class Committer:
         left.before.update((key, row) for key, row in plan.before.items() if _concerns(key, left))
         return {key: row for key, row in resolved.items() if codec.ino_of(key) not in missing}
 
-    def _blocks(self, reader: Reader, generation: int, progress: Progress) -> list[Work]:
-        """The blocks to upload, so that files of one directory end up side by side."""
-        names: dict[int, tuple[int, bytes]] = {}
-        local: list[tuple[int, int, bool]] = []
-        changed: set[int] = set()
-        for key, row in dirty_rows(reader, generation):
-            table = codec.table_of(key)
-            if row is None:
-                continue
-            if table == codec.ATTR:
-                changed.add(codec.ino_of(key))
-            elif table == codec.DIRENT:
-                names[codec.decode_dirent(row).ino] = (codec.ino_of(key), key[9:])
-            elif table == codec.BLOCK and ((held := codec.is_held(row)) or codec.is_local(row)):
-                local.append((codec.ino_of(key), codec.block_index(key), held))
-        work: list[Work] = []
-        for ino, index, held in local:
-            attributes = reader.get(codec.attr_key(ino))
-            inode = codec.decode_inode(Ino(ino), attributes) if attributes else None
-            length = 0 if inode is None else min(BLOCK_SIZE, max(inode.size - index * BLOCK_SIZE, 0))
-            name = names.get(ino) or ((inode.parent, b"") if inode else (0, b""))
-            work.append(Work(name, ino, index, length, 0 if inode is None else inode.size, held))
-        work.sort(key=lambda w: (w.name, w.ino, w.index))
-        with_data = {one.ino for one in work}
-        progress.plan(len(changed | with_data), sum(one.length for one in work))
-        # Of these there is nothing to send but a row.
-        progress.prepared(len(changed - with_data))
-        progress.done(len(changed - with_data), 0, 0)
-        return work
+    # --- segments -------------------------------------------------------------------------------------------------
 
-    @staticmethod
-    def _published(
-        rows: Iterator[Row], resolved: dict[bytes, bytes | None], first_new: int, left: Left
-    ) -> Iterator[Row]:
-        """Rows as the bucket holds them. What came and went between two commits leaves no trace."""
-        for key, row in rows:
-            if row is None:
-                if codec.ino_of(key) < first_new:
-                    yield key, None
-            elif key in resolved:
-                value = resolved[key]
-                if value is not None or codec.ino_of(key) < first_new:
-                    yield key, value
-            else:
-                yield key, left.publish(key, codec.published(key, row))
-
-    def _put_segment(self, rows: list[Row], start: bytes = b"") -> SegmentRef:
+    def _new_segment(self, rows: list[Row], start: bytes = b"") -> Segment:
         data = encode_segment(rows)
         key = segment_key(self._lease.epoch, next(self._segment_numbers))
-        self._store.put(key, data)
-        return SegmentRef(key, len(data), len(rows), digest(data), start)
+        return SegmentRef(key, len(data), len(rows), digest(data), start), data
 
-    # --- folding --------------------------------------------------------------------------------------------------
+    def _put_segments(self, segments: list[Segment]) -> None:
+        with ThreadPoolExecutor(self._uploads, "wsfs-upload") as pool:
+            for put in [pool.submit(self._store.put, ref.key, data) for ref, data in segments]:
+                put.result()
 
     def _fold(
         self, reader: Reader, changed: list[Row], resolved: dict[bytes, bytes | None], left: Left
-    ) -> tuple[tuple[SegmentRef, ...], list[SegmentRef]]:
+    ) -> tuple[tuple[SegmentRef, ...], list[Segment]]:
         """New partitions where something has changed since the old ones. Returns all, and the new ones."""
         keys = sorted({key for key, _ in changed} | {key for key, _ in reader.scan(b"changed", b"")})
         refs = [part.ref for part in self._index.parts]
         base: list[SegmentRef] = []
-        written: list[SegmentRef] = []
+        segments: list[Segment] = []
         at = 0
         for number, ref in enumerate(refs):
             end = refs[number + 1].start if number + 1 < len(refs) else None
@@ -451,15 +420,14 @@ class Committer:
                 base.append(ref)
                 continue
             pieces = self._pieces(reader, ref.start, end, resolved, left)
-            fresh = [self._put_segment(rows, start) for start, rows in pieces]
-            written.extend(fresh)
-            base.extend(fresh)
+            fresh = [self._new_segment(rows, start) for start, rows in pieces]
+            segments.extend(fresh)
+            base.extend(ref for ref, _ in fresh)
         if not base or base[0].start:
             # The partition with the lowest keys is gone: its neighbour answers for them now.
-            empty = self._put_segment([])
-            base.insert(0, empty)
-            written.append(empty)
-        return tuple(base), written
+            segments.append(self._new_segment([]))
+            base.insert(0, segments[-1][0])
+        return tuple(base), segments
 
     def _pieces(
         self, reader: Reader, start: bytes, end: bytes | None, resolved: dict[bytes, bytes | None], left: Left

@@ -176,7 +176,14 @@ class Packs:
         """With a limit: why a pack is not in the store."""
 
     def upload(self, blocks: list[Work], goes_on: Callable[[Work], bool]) -> dict[bytes, bytes | None]:
-        """The published row of each block, once all packs are in the store; None for one that is all zeros.
+        """As `pack`, once all packs are in the store."""
+        resolved = self.pack(blocks, goes_on)
+        self.wait()
+        return resolved
+
+    def pack(self, blocks: list[Work], goes_on: Callable[[Work], bool]) -> dict[bytes, bytes | None]:
+        """The published row of each block, once all are in packs, of which some are on their way; None for one that is
+        all zeros. Raises StoreError.
 
         Ends before the first portion whose first block `goes_on` declines.
         """
@@ -192,9 +199,13 @@ class Packs:
                 resolved[work.key] = codec.encode_block(Packed(self._place(found, work)))
         if self._pack.frames:
             self._send()
-        self._wait(0)
-        self._progress.done(*self._tally, 0)
         return resolved
+
+    def wait(self) -> None:
+        """Until all packs are in the store. Raises StoreError."""
+        self._wait(0)
+        tally, self._tally = self._tally, Tally(0, 0)
+        self._progress.done(*tally, 0)
 
     def is_sent(self, row: bytes | None) -> bool:
         """Whether what a row of `upload` leads to is in the store."""
