@@ -140,7 +140,7 @@ class World:
             raise
         self.dead = False
         w = self.workspace
-        w.names._clock = lambda: self.now
+        w.names._clock._read = lambda: self.now
         self.evictor = Evictor(w.index, w.overlay, w.packs)
         if w.lease is not None:
             self.committer = Committer(

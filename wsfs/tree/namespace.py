@@ -11,7 +11,6 @@ from __future__ import annotations
 import errno
 import os
 import stat
-import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final, NamedTuple, Protocol
 
@@ -33,6 +32,7 @@ from wsfs.model import (
 )
 from wsfs.repo import codec
 from wsfs.text import printable
+from wsfs.tree.clock import Clock, kernel_time
 from wsfs.tree.keeping import Keeping, across
 from wsfs.tree.xattrs import Xattrs
 
@@ -40,9 +40,6 @@ SYMLINK_MAX: Final = 4095
 LINK_MAX: Final = 65000
 RENAME_NOREPLACE: Final = 1
 RENAME_EXCHANGE: Final = 2
-_CLOCK_REALTIME_COARSE: Final = 5
-_AHEAD_MAX: Final = 10_000_000
-"""From Linux 6.13 on the kernel's time may be ahead of its coarse clock by up to one tick, in nanoseconds."""
 
 
 class Credentials(Protocol):
@@ -74,15 +71,6 @@ class Changes(NamedTuple):
     ctime_ns: int | None = None
 
 
-def kernel_time() -> int:
-    """The clock that the kernel stamps files with, in nanoseconds. It moves every few milliseconds.
-
-    Half of all times come from the kernel: those of writes, and of utimes without a time. A finer clock would be ahead
-    of it, and a file would seem older after a change than before.
-    """
-    return time.clock_gettime_ns(_CLOCK_REALTIME_COARSE)
-
-
 def _nothing() -> None:
     """For a rename that leads from nowhere to nowhere else."""
 
@@ -97,23 +85,14 @@ class Namespace:
     def __init__(self, index: Index, files: Files, clock: Callable[[], int] = kernel_time) -> None:
         self._index = index
         self._files = files
-        self._clock = clock
-        self._newest = 0
+        self._clock = Clock(clock)
+        self.now = self._clock.now
         self._keeping = Keeping(index, files)
-        self.xattrs = Xattrs(index, self.inode, self._now)
-
-    def now(self) -> int:
-        """The time for a change that somebody else makes."""
-        return self._now()
+        self.xattrs = Xattrs(index, self.inode, self.now)
 
     def judge(self) -> bool:
         """Before a commit: decide what is saved from now on. To be called until it is False; see `Keeping.judge`."""
         return self._keeping.judge()
-
-    def _now(self) -> int:
-        """The time for a change: not before the newest that the kernel has sent."""
-        now = self._clock()
-        return self._newest if now < self._newest < now + _AHEAD_MAX else now
 
     # --- reading --------------------------------------------------------------------------------------------------
 
@@ -179,7 +158,7 @@ class Namespace:
         stays = self._keeping.stays(parent, name, is_dir=is_dir)
         if not stays:
             self._index.admit(len(target or b""), new=True)
-        now = self._now()
+        now = self.now()
         gid = caller.gid
         if directory.mode & stat.S_ISGID:
             gid = directory.gid
@@ -219,7 +198,7 @@ class Namespace:
         stays = parent in self._index.kept if saved else self._keeping.stays(parent, name, is_dir=False)
         if stays != (ino in self._index.kept):
             raise across()
-        now = self._now()
+        now = self.now()
         inode = inode._replace(nlink=inode.nlink + 1, ctime_ns=now, parent=parent)
         batch = Batch()
         batch.put_inode(inode)
@@ -235,7 +214,7 @@ class Namespace:
         directory = self._for_new_name(parent, name)
         if parent in self._index.kept:
             raise across()
-        now = self._now()
+        now = self.now()
         ino = Ino(self._index.new_id())
         is_dir = like.is_dir
         inode = like._replace(
@@ -273,7 +252,7 @@ class Namespace:
 
     def _remove(self, parent: Ino, name: bytes, inode: Inode) -> Ino:
         directory = self.inode(parent)
-        now = self._now()
+        now = self.now()
         batch = Batch()
         batch.delete(codec.dirent_key(parent, name))
         self._drop_link(batch, inode, now)
@@ -342,7 +321,7 @@ class Namespace:
         old_dir, new_dir = self.inode(parent), self.inode(new_parent)
         stayed = source.ino in self._index.kept
         stays = self._keeping.stays(new_parent, new_name, is_dir=source.is_dir, target=target)
-        now = self._now()
+        now = self.now()
         batch = Batch()
         begin = finish = _nothing
         flag = KEEP if stays else PUT
@@ -389,7 +368,7 @@ class Namespace:
         if stay != (target.ino in self._index.kept):
             raise across()
         old_dir, new_dir = self.inode(parent), self.inode(new_parent)
-        now = self._now()
+        now = self.now()
         batch = Batch()
         for directory, at, inode in ((new_parent, new_name, source), (parent, name, target)):
             dirent = Dirent(inode.ino, stat.S_IFMT(inode.mode) >> 12, self._index.new_id())
@@ -412,9 +391,9 @@ class Namespace:
             raise _error(errno.EPERM)
         inode = self.inode(ino)
         new_mode, new_uid, new_gid, new_size, new_atime, new_mtime, new_ctime = changes
-        if new_ctime is not None and new_ctime > self._newest:
-            self._newest = new_ctime
-        now = self._now()
+        if new_ctime is not None:
+            self._clock.heard(new_ctime)
+        now = self.now()
         batch = Batch()
         finish: Callable[[], None] | None = None
         _, mode, uid, gid, nlink, rdev, size, atime, mtime, ctime, parent = inode
