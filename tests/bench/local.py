@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Final
 
@@ -64,6 +65,8 @@ def installs(run: Run) -> None:
                 run.record(
                     "install.git_clone", system.name, run.timed("git", "clone", "-q", f"file://{repository}", clone)
                 )
+                # Git looks into files that are not older than its index, in whole seconds: the first status ends that.
+                time.sleep(1.1)
                 run.timed("git", "status", cwd=clone)
                 run.record("install.git_status", system.name, run.timed("git", "status", cwd=clone))
             with run.attempt("install", system):
