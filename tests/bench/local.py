@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -47,6 +48,7 @@ def installs(run: Run) -> None:
         for system in run.systems:
             with run.attempt("install", system):
                 system.fresh()
+                os.sync()  # else what an earlier work has left to write makes this one wait
                 before = system.usage().processor
                 run.record("install.cp", system.name, run.copy(system))
                 if system.remote:
@@ -56,6 +58,7 @@ def installs(run: Run) -> None:
                 pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
                 wheels = ["--no-index", "--no-deps", "--find-links", str(run.wheels)]
                 target = ["--target", str(system.path / "site")]
+                os.sync()
                 # What pip unpacks first lies in /tmp for all, as usual.
                 seconds = run.timed(*pip, *wheels, *target, *run.sizes.packages)
                 run.record("install.pip", system.name, seconds)
