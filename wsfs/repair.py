@@ -17,8 +17,8 @@ from wsfs.log import get_log
 from wsfs.model import segment_key
 from wsfs.repo.frame import digest
 from wsfs.repo.head import HEAD_KEY, Head, HeadVersion, Holder, State, encode_head, read_head, swap_head
-from wsfs.repo.manifest import Manifest, SegmentRef, decode_manifest, encode_manifest
-from wsfs.repo.segment import Row, encode_segment, portions
+from wsfs.repo.manifest import Manifest, SegmentRef, decode_manifest, encode_manifest, new_segment
+from wsfs.repo.segment import Row, portions
 from wsfs.repo.workspace import Format, new_nonce, timestamp
 from wsfs.store.base import Store
 from wsfs.store.sealed import TamperedError
@@ -190,10 +190,9 @@ class _Repair:
         )
 
     def _put_segment(self, rows: list[Row], start: bytes = b"") -> SegmentRef:
-        data = encode_segment(rows)
-        key = segment_key(self._lease.epoch, next(self._segment_numbers))
-        self._store.put(key, data)
-        return SegmentRef(key, len(data), len(rows), digest(data), start)
+        ref, data = new_segment(segment_key(self._lease.epoch, next(self._segment_numbers)), rows, start)
+        self._store.put(ref.key, data)
+        return ref
 
     def _verify(self, manifest: Manifest) -> None:
         """Raises FormatError unless the new commit is whole."""

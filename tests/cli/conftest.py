@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from wsfs.mountinfo import all_mounts
+
 REPOSITORY = Path(__file__).parents[2]
 STUB = Path(__file__).parent / "stub"
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -59,5 +61,5 @@ def mountpoint(tmp_path: Path) -> Iterator[Path]:
     where = tmp_path / "workspace"
     where.mkdir()
     yield where
-    while any(f" {where} " in line for line in os.fsdecode(Path("/proc/self/mountinfo").read_bytes()).split("\n")[:-1]):
+    while any(mount.mountpoint == str(where) for mount in all_mounts()):
         subprocess.run(["umount", "-i", "-l", where], check=True)

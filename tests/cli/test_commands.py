@@ -16,10 +16,10 @@ import pytest
 
 from wsfs.cli import main, mounts, process
 from wsfs.cli.init import parse_labels, parse_owner
-from wsfs.cli.mounts import parse_mountinfo
 from wsfs.cli.output import duration, size
 from wsfs.cli.status import of_all
 from wsfs.errors import MarkerError, UsageError
+from wsfs.mountinfo import parse_mountinfo
 
 if TYPE_CHECKING:
     from tests.cli.conftest import Run

@@ -161,6 +161,7 @@ def test_only_a_file_has_patterns(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         os.mkfifo(place)
     elif kind == "directory":
         place.mkdir()
-    monkeypatch.setattr(mounts, "containing", lambda _path: mounts.Mount(1, str(tmp_path), mounts.FSTYPE, "", ()))
+    here = mounts.Mount(1, "0:31", str(tmp_path), mounts.FSTYPE, "", ())
+    monkeypatch.setattr(mounts, "containing", lambda _path: here)
     monkeypatch.setattr(daemon, "stays", lambda *_asked: None)
     assert decide(str(tmp_path / "x.log"))["ignored"] == (kind == "file")

@@ -22,6 +22,7 @@ import powerloss
 
 from wsfs.cli import daemon as commands
 from wsfs.errors import WsfsError
+from wsfs.mountinfo import all_mounts
 
 REPOSITORY = Path(__file__).parents[2]
 MARKER = ".workspace.initialized"
@@ -220,7 +221,4 @@ class Rig:
 
 def is_mounted(where: Path) -> bool:
     """Whether anything is mounted there. Never asks the mount."""
-    return any(
-        line.split(" ")[4] == str(where)
-        for line in os.fsdecode(Path("/proc/self/mountinfo").read_bytes()).split("\n")[:-1]
-    )
+    return any(mount.mountpoint == str(where) for mount in all_mounts())

@@ -23,6 +23,8 @@ from typing import Any
 
 import pytest
 
+from wsfs.mountinfo import all_mounts
+
 REPOSITORY = Path(__file__).parents[2]
 MARKER = b".workspace.initialized"
 BUCKET = "wsfs-tests"
@@ -59,10 +61,7 @@ def until(condition: Callable[[], Any], seconds: float = 20.0) -> Any:
 
 def is_mounted(where: Path) -> bool:
     """Whether anything is mounted right at `where`; never asks the mount."""
-    return any(
-        line.split(" ")[4] == str(where)
-        for line in os.fsdecode(Path("/proc/self/mountinfo").read_bytes()).split("\n")[:-1]
-    )
+    return any(mount.mountpoint == str(where) for mount in all_mounts())
 
 
 def run(
@@ -255,9 +254,8 @@ class Site:
 
     def mounts(self) -> list[str]:
         """What is mounted below our directory, newest first."""
-        lines = os.fsdecode(Path("/proc/self/mountinfo").read_bytes()).split("\n")[:-1]
-        places = [line.split(" ")[4] for line in lines]
-        return [place for place in reversed(places) if place.startswith(f"{self.base}/")]
+        places = [mount.mountpoint for mount in reversed(all_mounts())]
+        return [place for place in places if place.startswith(f"{self.base}/")]
 
     def finish(self) -> None:
         """Unmount what is mounted, and see that nothing is left behind."""

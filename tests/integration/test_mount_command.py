@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from wsfs.mountinfo import all_mounts
+
 if TYPE_CHECKING:
     from tests.integration.conftest import Helpers, Site
 
@@ -16,13 +18,7 @@ pytestmark = pytest.mark.usefixtures("mount_helpers")
 
 def options_of(where: Path) -> set[str]:
     """What the kernel says about a mount."""
-    line = next(
-        x
-        for x in os.fsdecode(Path("/proc/self/mountinfo").read_bytes()).split("\n")[:-1]
-        if x.split(" ")[4] == str(where)
-    )
-    left, right = line.split(" - ")
-    return set(left.split(" ")[5].split(",")) | set(right.split(" ")[2].split(","))
+    return set(next(mount for mount in all_mounts() if mount.mountpoint == str(where)).options)
 
 
 @pytest.mark.parametrize("kind", ["wsfs", "fuse.wsfs"])

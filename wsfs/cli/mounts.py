@@ -6,67 +6,22 @@ import contextlib
 import ctypes
 import errno
 import os
-import re
 import subprocess
-from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
 from wsfs.control import real_path
 from wsfs.errors import MountBusyError, MountError
 from wsfs.log import get_log
+from wsfs.mountinfo import FSTYPE
+from wsfs.mountinfo import Mount as Mount
+from wsfs.mountinfo import all_mounts as all_mounts
 
 log = get_log(__name__)
 
-FSTYPE = "fuse.wsfs"
 REGISTER_TIMEOUT = 10.0
 ANSWER_SECONDS = 5.0
 KILL_SECONDS = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class Mount:
-    """One line of /proc/self/mountinfo."""
-
-    mount_id: int
-    mountpoint: str
-    fstype: str
-    source: str
-    options: tuple[str, ...]  # of the mount, then of the file system
-
-    @property
-    def is_wsfs(self) -> bool:
-        return self.fstype == FSTYPE
-
-    @property
-    def owner(self) -> int:
-        """The user who mounted it; FUSE notes it."""
-        for option in self.options:
-            if option.startswith("user_id="):
-                return int(option.removeprefix("user_id="))
-        return 0
-
-
-def parse_mountinfo(text: str) -> list[Mount]:
-    """The mounts of a mountinfo file, in the order in which they were made."""
-    mounts = []
-    for line in text.split("\n"):  # names may hold whatever else ends a line for str.splitlines
-        before, _, after = line.partition(" - ")
-        left, right = before.split(" "), after.split(" ")
-        if len(left) < 6 or len(right) < 3:
-            continue
-        options = tuple(left[5].split(",") + right[2].split(","))
-        mounts.append(Mount(int(left[0]), _unescape(left[4]), right[0], _unescape(right[1]), options))
-    return mounts
-
-
-def _unescape(text: str) -> str:
-    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text)
-
-
-def all_mounts() -> list[Mount]:
-    """Every mount that this process sees."""
-    return parse_mountinfo(os.fsdecode(Path("/proc/self/mountinfo").read_bytes()))
 
 
 def find(mountpoint: str | os.PathLike[str]) -> Mount | None:

@@ -13,6 +13,7 @@ from typing import Final
 
 from wsfs.errors import MountError
 from wsfs.log import get_log
+from wsfs.mountinfo import all_mounts
 
 log = get_log(__name__)
 
@@ -26,14 +27,8 @@ def is_mounted(mountpoint: Path) -> bool:
 
 def _device(mountpoint: Path) -> str | None:
     """The device number, as major:minor, of the newest wsfs mount that is there."""
-    escaped = "".join(f"\\{ord(c):03o}" if c in " \t\n\\" else c for c in str(mountpoint))
-    found = None
-    # Names may hold whatever else ends a line for str.splitlines, and need be no UTF-8.
-    for line in os.fsdecode(Path("/proc/self/mountinfo").read_bytes()).split("\n")[:-1]:
-        fields = line.split()
-        if fields[4] == escaped and "fuse.wsfs" in fields[6:]:
-            found = fields[2]
-    return found
+    here = [mount for mount in all_mounts() if mount.is_wsfs and mount.mountpoint == str(mountpoint)]
+    return here[-1].device if here else None
 
 
 def wait_until_it_answers(mountpoint: Path) -> None:

@@ -24,10 +24,9 @@ from wsfs.errors import (
 )
 from wsfs.model import segment_key
 from wsfs.repo.encryption import Wrapper
-from wsfs.repo.frame import digest, dump_json, load_json
+from wsfs.repo.frame import dump_json, load_json
 from wsfs.repo.head import HEAD_KEY, read_head
-from wsfs.repo.manifest import Manifest, SegmentRef
-from wsfs.repo.segment import encode_segment
+from wsfs.repo.manifest import Manifest, new_segment
 from wsfs.repo.workspace import (
     BaseRef,
     Format,
@@ -149,9 +148,7 @@ def fork(
 
 def _first_commit(store: Store, fmt: Format, origin: Format, of: Manifest, clock: Callable[[], float]) -> None:
     nonce, epoch = new_nonce(), of.epoch + 1
-    rows = marker_rows(fmt, clock)
-    segment = encode_segment(rows)
-    ref = SegmentRef(f"{segment_key(epoch, 0)}-{nonce}", len(segment), len(rows), digest(segment))
+    ref, segment = new_segment(f"{segment_key(epoch, 0)}-{nonce}", marker_rows(fmt, clock))
     manifest = replace(
         of,
         workspace=fmt.workspace_id,

@@ -16,6 +16,7 @@ from wsfs.errors import FormatError
 from wsfs.model import ID_MAX
 from wsfs.repo.codec import DIGEST_SIZE, KEY_MAX
 from wsfs.repo.frame import U32, U63, compress, decompress, digest, dump_json, field, load_json, number, word
+from wsfs.repo.segment import Row, encode_segment
 from wsfs.store.keys import is_key
 
 MAGIC: Final = b"WSFSMAN1"
@@ -39,6 +40,12 @@ class SegmentRef:
         if len(data) != self.length or digest(data) != self.digest:
             raise FormatError(f"the metadata object '{self.key}' is not the one that was written")
         return data
+
+
+def new_segment(key: str, rows: list[Row], start: bytes = b"") -> tuple[SegmentRef, bytes]:
+    """A segment that is to be put under `key`, as a manifest names it, and its content. Raises as `encode_segment`."""
+    data = encode_segment(rows)
+    return SegmentRef(key, len(data), len(rows), digest(data), start), data
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,8 +39,8 @@ from wsfs.repo.encryption import WrappedKey, Wrapper, new_key, unwrap
 from wsfs.repo.frame import U32, digest, dump_json, load_json, number, word
 from wsfs.repo.frame import field as json_field
 from wsfs.repo.head import HEAD_KEY, Head, State, encode_head
-from wsfs.repo.manifest import Manifest, SegmentRef, encode_manifest
-from wsfs.repo.segment import Row, encode_segment
+from wsfs.repo.manifest import Manifest, SegmentRef, encode_manifest, new_segment
+from wsfs.repo.segment import Row
 from wsfs.store.base import Store
 from wsfs.store.forked import ForkedStore
 from wsfs.store.keys import is_key
@@ -346,8 +346,8 @@ def first_commit(fmt: Format, owner: tuple[int, int], clock: Callable[[], float]
         ],
         key=lambda row: row[0],
     )
-    segment = encode_segment(rows)
     nonce = new_nonce()
+    ref, segment = new_segment(f"{segment_key(_INIT_EPOCH, 0)}-{nonce}", rows)
     manifest = Manifest(
         workspace=fmt.workspace_id,
         seq=1,
@@ -358,7 +358,7 @@ def first_commit(fmt: Format, owner: tuple[int, int], clock: Callable[[], float]
         next_id=FIRST_FREE_ID,
         files=2,
         bytes=len(fmt.marker),
-        base=(SegmentRef(f"{segment_key(_INIT_EPOCH, 0)}-{nonce}", len(segment), len(rows), digest(segment)),),
+        base=(ref,),
         deltas=(),
     )
     return manifest, segment

@@ -17,10 +17,9 @@ from typing import Final
 from wsfs.beside import Ended, beside
 from wsfs.log import get_log
 from wsfs.model import segment_key
-from wsfs.repo.frame import digest
 from wsfs.repo.head import State
-from wsfs.repo.manifest import Manifest, SegmentRef, encode_manifest
-from wsfs.repo.segment import Row, encode_segment, portions
+from wsfs.repo.manifest import Manifest, SegmentRef, encode_manifest, new_segment
+from wsfs.repo.segment import Row, portions
 from wsfs.repo.workspace import new_nonce, timestamp
 from wsfs.store.base import Store
 from wsfs.sync.commit import PARTITION_SIZE
@@ -73,10 +72,9 @@ def _put_partitions(store: Store, epoch: int, rows: Iterable[Row]) -> Iterator[S
     """Several at a time, and no more than that in memory."""
 
     def put(number: int, start: bytes, piece: list[Row]) -> SegmentRef:
-        data = encode_segment(piece)
-        key = segment_key(epoch, number)
-        store.put(key, data)
-        return SegmentRef(key, len(data), len(piece), digest(data), start)
+        ref, data = new_segment(segment_key(epoch, number), piece, start)
+        store.put(ref.key, data)
+        return ref
 
     waiting: deque[Future[SegmentRef]] = deque()
     with ThreadPoolExecutor(_WRITERS, "wsfs-bulk") as pool:

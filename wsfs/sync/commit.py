@@ -30,9 +30,8 @@ from wsfs.index.tables import Reader, Writer
 from wsfs.log import get_log
 from wsfs.model import segment_key
 from wsfs.repo import codec
-from wsfs.repo.frame import digest
 from wsfs.repo.head import State
-from wsfs.repo.manifest import Manifest, SegmentRef, encode_manifest
+from wsfs.repo.manifest import Manifest, SegmentRef, encode_manifest, new_segment
 from wsfs.repo.pack import PackWriter
 from wsfs.repo.segment import Row, encode_segment, portions, row_size
 from wsfs.repo.workspace import new_nonce, timestamp
@@ -393,9 +392,7 @@ class Committer:
     # --- segments -------------------------------------------------------------------------------------------------
 
     def _new_segment(self, rows: list[Row], start: bytes = b"") -> Segment:
-        data = encode_segment(rows)
-        key = segment_key(self._lease.epoch, next(self._segment_numbers))
-        return SegmentRef(key, len(data), len(rows), digest(data), start), data
+        return new_segment(segment_key(self._lease.epoch, next(self._segment_numbers)), rows, start)
 
     def _put_segments(self, segments: list[Segment]) -> None:
         with ThreadPoolExecutor(self._uploads, "wsfs-upload") as pool:
