@@ -19,6 +19,7 @@ from collections.abc import Callable, Collection, Container, Iterable
 from pathlib import Path
 from typing import Final
 
+from wsfs.data.behind import WriteBehind
 from wsfs.disk import sync_directory
 from wsfs.errors import CacheError, CacheFullError
 from wsfs.model import BLOCK_SIZE
@@ -44,6 +45,7 @@ class Overlay:
         for shard in self._shards:
             os.makedirs(shard, mode=0o700, exist_ok=True)
         self._fds: OrderedDict[int, int] = OrderedDict()
+        self._behind = WriteBehind()
         self._lock = threading.Lock()
         self.dirty: dict[int, set[int]] = {}
         """The blocks, by inode, whose rows this generation has made LOCAL: writing to them again changes no row."""
@@ -80,6 +82,7 @@ class Overlay:
             _write_all(fd, data, offset)
         except OSError as exc:
             raise _disk_error(exc) from exc
+        self._behind.wrote(fd, offset, len(data))
 
     def begin(self, ino: int, index: int, content: bytes = b"") -> None:
         """Let a block that was not in the overlay begin with `content` and zeros, whatever lay there before."""
@@ -338,6 +341,7 @@ class Overlay:
         return self._committing and (ino in self._frozen or ino in self._dropped)
 
     def close(self) -> None:
+        self._behind.close()
         for ino in list(self._fds):
             self._close(ino)
 
@@ -367,13 +371,13 @@ class Overlay:
             raise _disk_error(exc) from exc
         self._fds[ino] = fd
         if len(self._fds) > _OPEN_FILES:
-            _, oldest = self._fds.popitem(last=False)
-            os.close(oldest)
+            self._close(next(iter(self._fds)))
         return fd
 
     def _close(self, ino: int) -> None:
         fd = self._fds.pop(ino, None)
         if fd is not None:
+            self._behind.closed(fd)
             os.close(fd)
 
     @staticmethod
