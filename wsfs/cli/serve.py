@@ -9,7 +9,7 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from wsfs import control
 from wsfs.cli import daemon, mounts
@@ -20,6 +20,11 @@ from wsfs.logfile import set_up
 from wsfs.notify import Notifier
 
 log = get_log(__name__)
+
+COLLECTIONS: Final = (20_000, 5, 1_000)
+"""How rarely Python looks for garbage in cycles, of which a daemon makes next to none: among new records after so many,
+among all as good as never. To look through what a save of 25,000 files had made took 35 ms, in which no request was
+answered."""
 
 
 class Reporter:
@@ -72,6 +77,7 @@ def serve(settings: MountSettings, reporter: Reporter, log_file: Path | None = N
 
     def ready() -> None:  # called from a thread that does not serve the mount: it may wait for it
         gc.freeze()  # modules, for the most part: nothing of them ever becomes garbage
+        gc.set_threshold(*COLLECTIONS)
         gc.enable()
         mounts.register(settings.url, where)
         control.write_record(where, known | {"state": "RUNNING"})

@@ -47,15 +47,15 @@ class Unsaved:
 
     def freeze(self) -> None:
         """A commit begins: what is dirty now belongs to it."""
-        self._frozen |= self._dirty
-        self._dirty = {}
+        # With many changes to copy them would take long, and all requests wait.
+        self._frozen, self._dirty = (self._frozen | self._dirty if self._frozen else self._dirty), {}
 
     def thaw(self, *, committed: bool, left: Collection[int]) -> None:
         """It has ended; with success, it left out changes of the inodes in `left`."""
         frozen, self._frozen = self._frozen, {}
         if committed:
             frozen = {ino: frozen[ino] for ino in left if ino in frozen}
-        self._dirty = frozen | self._dirty
+        self._dirty = frozen | self._dirty if frozen else self._dirty
 
     @property
     def inodes(self) -> set[int]:

@@ -26,6 +26,7 @@ from wsfs.data.packcache import PackCache
 from wsfs.errors import DeadlineError, NeedRemote, StoreError
 from wsfs.index.base import Pending, Standing, dirty_rows, drop_pending, shared_rows, write_pending
 from wsfs.index.index import Index
+from wsfs.index.order import in_order, let_go, once_each
 from wsfs.index.tables import Reader, Writer
 from wsfs.log import get_log
 from wsfs.model import segment_key
@@ -276,7 +277,7 @@ class Committer:
             else:
                 segments = [self._new_segment(rows) for rows in portions(changed, DELTA_SIZE)]
                 deltas += tuple(ref for ref, _ in segments)
-            block_rows = tuple(encode_segment(rows) for rows in portions(sorted(resolved.items()), DELTA_SIZE))
+            block_rows = tuple(encode_segment(rows) for rows in portions(in_order(resolved.items()), DELTA_SIZE))
             packs.wait()
         finally:
             packs.close()
@@ -332,6 +333,7 @@ class Committer:
         names = sum(1 for key, row in changed if row is not None and key[8:9] == codec.ATTR)
         content = sum(work.length for work in blocks if work.ino not in left.inodes)
         content += sum(len(row) - 1 for key, row in changed if row and key not in resolved and _is_inline(key, row))
+        let_go(blocks, changed, resolved)
         return Saved(manifest.seq, names, content, sent + metadata, puts + len(segments) + 2, 0.0)
 
     # --- under a limit --------------------------------------------------------------------------------------------
@@ -403,19 +405,18 @@ class Committer:
         self, reader: Reader, changed: list[Row], resolved: dict[bytes, bytes | None], left: Left
     ) -> tuple[tuple[SegmentRef, ...], list[Segment]]:
         """New partitions where something has changed since the old ones. Returns all, and the new ones."""
-        keys = sorted({key for key, _ in changed} | {key for key, _ in reader.scan(b"changed", b"")})
+        keys = once_each((key for key, _ in changed), reader.keys(b"changed", b""))
+        key = next(keys, None)
         refs = [part.ref for part in self._index.parts]
         base: list[SegmentRef] = []
         segments: list[Segment] = []
-        at = 0
         for number, ref in enumerate(refs):
             end = refs[number + 1].start if number + 1 < len(refs) else None
-            first = at
-            while at < len(keys) and (end is None or keys[at] < end):
-                at += 1
-            if at == first:
+            if key is None or (end is not None and key >= end):
                 base.append(ref)
                 continue
+            while key is not None and (end is None or key < end):
+                key = next(keys, None)
             pieces = self._pieces(reader, ref.start, end, resolved, left)
             fresh = [self._new_segment(rows, start) for start, rows in pieces]
             segments.extend(fresh)
