@@ -29,8 +29,8 @@ class Goal:
         return f"{bound} {self.limit:.2g} x {self.against}"
 
 
-def goals(few: int, many: int) -> list[Goal]:
-    """All rows in their order, for workspaces of these sizes."""
+def goals(few: int, many: int, wide: int) -> list[Goal]:
+    """All rows in their order, for workspaces, and a directory, of these sizes."""
     rows = [
         Goal("requests.create_write_close", "requests: create, write, close", "requests", 6),
         Goal("requests.warm_open_read_close", "requests: warm open, read, close", "requests", 2),
@@ -89,6 +89,7 @@ def goals(few: int, many: int) -> list[Goal]:
         Goal("foreground.create_busy", "p99 of create, during a push", "ms"),
         Goal("foreground.stat_idle", "p99 of stat, idle", "ms"),
         Goal("foreground.stat_busy", "p99 of stat, during a push", "ms"),
+        Goal("foreground.longest", f"longest create or stat while {wide:,} files are saved", "ms", 100),
     ]
 
 

@@ -141,6 +141,13 @@ def foreground(run: Run) -> None:
                         )  # fmt: skip
                     ratio = percentile(busy[operation], 0.99) / percentile(idle[operation], 0.99)
                     run.record(f"foreground.{operation}", system.name, ratio)
+            with run.attempt("foreground", system):
+                # Very many records, and hardly any bytes: whatever looks at all of them in one step shows.
+                system.fresh(background=False)
+                (system.path / "many").mkdir()
+                run.program("small_files", system.path / "many", run.sizes.wide)
+                saving = _latencies(run, system, "saving")
+                run.record("foreground.longest", system.name, max(map(max, saving.values())) * 1000)
 
 
 def _latencies(run: Run, system: System, state: str) -> dict[str, list[float]]:

@@ -53,7 +53,7 @@ def peers(result: dict[str, Any]) -> list[str]:
 
 def found(result: dict[str, Any]) -> list[tuple[Goal, dict[str, Any]]]:
     """The goals of which there are figures."""
-    wanted = goals(result["sizes"]["few"], result["sizes"]["many"])
+    wanted = goals(*(result["sizes"][name] for name in ("few", "many", "wide")))
     return [(goal, result["figures"][goal.key]) for goal in wanted if goal.key in result["figures"]]
 
 

@@ -106,7 +106,7 @@ def result(ours: float, native: float) -> dict[str, Any]:
         "machine": {"processor": "p", "kernel": "k", "date": "d", "commit": "c"},
         "loads": {"install": 0.5},
         "store": "s",
-        "sizes": {"repeats": 1, "few": 10, "many": 20},
+        "sizes": {"repeats": 1, "few": 10, "many": 20, "wide": 5},
         "figures": {
             "install.cp": {"native": {"median": native}, "wsfs": {"median": ours}, "s3fs": {"median": 500.0}},
             "install.creates": {"native": {"median": 1000.0}, "wsfs": {"median": 100.0}},
