@@ -55,6 +55,11 @@ def test_keys_from_two_sides_come_once_each(some: list[bytes], others: list[byte
     assert list(once_each(sorted(some), iter(sorted(others)))) == sorted({*some, *others})
 
 
+def test_keys_out_of_order_are_not_passed_over() -> None:
+    with pytest.raises(ValueError, match="in order"):
+        list(once_each([b"b", b"a"], [b"c"]))
+
+
 def test_nothing_is_left() -> None:
     numbers, names = [1, 2, 3], {"a": 1, "b": 2}
     let_go(numbers, names)

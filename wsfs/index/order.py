@@ -32,10 +32,13 @@ def in_order(items: Iterable[T], key: Callable[[T], Any] = _itself) -> Iterator[
 
 
 def once_each(*runs: Iterable[bytes]) -> Iterator[bytes]:
-    """Keys that come in order, from several sides, in order and each of them once."""
+    """Keys that come in order, from several sides, in order and each of them once. Raises ValueError if they do not:
+    whoever walks along with them would leave some out."""
     last: bytes | None = None
     for key in heapq.merge(*runs):
         if key != last:
+            if last is not None and key < last:
+                raise ValueError("keys that must come in order do not")
             last = key
             yield key
 
