@@ -107,7 +107,8 @@ class Tables:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         try:
             self._env = self._open(directory)
-            self._dbs = {name: self._env.open_db(name) for name in _NAMES}
+            with self._env.begin(write=True) as txn:  # each new one would be a durable transaction of its own
+                self._dbs = {name: self._env.open_db(name, txn) for name in _NAMES}
         except lmdb.Error as exc:
             raise CacheError(f"the index in {directory} cannot be opened ({exc}): move the directory away") from exc
 
