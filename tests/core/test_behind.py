@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import threading
 from pathlib import Path
 
@@ -85,6 +86,8 @@ def test_the_kernel_takes_the_request(tmp_path: Path) -> None:
         ctypes.set_errno(0)
         begin_writeback(file.fileno(), 0, MIB)
         assert ctypes.get_errno() == 0
+        begin_writeback(-1, 0, MIB)
+        assert ctypes.get_errno() == errno.EBADF  # it was the kernel that was asked
 
 
 def test_the_overlay_tells_of_each_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

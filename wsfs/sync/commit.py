@@ -412,11 +412,12 @@ class Committer:
         segments: list[Segment] = []
         for number, ref in enumerate(refs):
             end = refs[number + 1].start if number + 1 < len(refs) else None
-            if key is None or (end is not None and key >= end):
-                base.append(ref)
-                continue
+            first = key
             while key is not None and (end is None or key < end):
                 key = next(keys, None)
+            if key == first:
+                base.append(ref)
+                continue
             pieces = self._pieces(reader, ref.start, end, resolved, left)
             fresh = [self._new_segment(rows, start) for start, rows in pieces]
             segments.extend(fresh)

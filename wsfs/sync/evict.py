@@ -10,6 +10,7 @@ from wsfs.data.overlay import Overlay
 from wsfs.data.packcache import PackCache
 from wsfs.errors import NeedRemote
 from wsfs.index.index import Batch, Index
+from wsfs.index.order import in_order
 from wsfs.model import Packed
 from wsfs.repo import codec
 
@@ -35,7 +36,7 @@ class Evictor:
             self.overlay_size = sum(size for _, size, _ in found)
             target = limit if self.overlay_size + self._packs.size <= limit else int(limit * _LOW_WATER)
             freed = 0
-            for number, (_, size, ino) in enumerate(sorted(found)):
+            for number, (_, size, ino) in enumerate(in_order(found)):
                 if self.overlay_size - freed + self._packs.size <= target:
                     break
                 if self.evict(ino):

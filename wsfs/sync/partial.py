@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from wsfs.index.kept import Fewer, Kept
+from wsfs.index.order import in_order
 from wsfs.index.tables import Reader, Writer
 from wsfs.model import ROOT_INO, Ino, Inode
 from wsfs.repo import codec
@@ -187,7 +188,7 @@ class Plan:
             rank = self.rank(work)
             return rank, work.size if rank == LARGE_FILES else 0, work.name, work.ino, work.index
 
-        return sorted(blocks, key=place)
+        return list(in_order(blocks, place))
 
     def rank(self, work: Work) -> int:
         if work.ino not in self.choices:
