@@ -1,7 +1,8 @@
 """How commands talk to the daemon of a mount: a unix socket, and beside it a note of the last known state.
 
 One connection carries one request and one response, each a JSON object on one line. A request with "progress":
-SECONDS gets a line {"progress": object} as often as that while it is at work, before its response. The socket is
+SECONDS gets a line {"progress": object} as often as that while it is at work, before its response; an empty line, when
+there is nothing to tell, says that the daemon is alive. The socket is
 open to root and the daemon's own user only: its directory is theirs alone, and the kernel names the caller
 (SO_PEERCRED). An operator, if there is one, may ask for the state and a save, and for nothing else. The server side
 runs in the daemon's trio loop; the client side blocks and needs no trio, so that commands start quickly.
@@ -35,6 +36,7 @@ OPERATOR_MAY = frozenset({"status", "sync"})
 Handler = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
 Account = Callable[[], dict[str, Any] | None]
 _PROGRESS = b'{"progress": '
+HANGS = "If that stays so, end its process with 'kill -9' and mount it again: what it had received is in its cache"
 
 
 # --- where --------------------------------------------------------------------------------------------------
@@ -288,8 +290,8 @@ async def _telling(
             while True:
                 await trio.sleep(pause)
                 account = progress()
-                if account is not None:
-                    await connection.send(json.dumps({"progress": account}, default=str).encode() + b"\n")
+                line = b"" if account is None else json.dumps({"progress": account}, default=str).encode()
+                await connection.send(line + b"\n")
 
     result: list[dict[str, Any]] = []
     failed: list[Exception] = []
@@ -358,6 +360,10 @@ class HungUpError(WsfsError):
     """The connection to a daemon ended before its answer."""
 
 
+class SilentError(WsfsError):
+    """A daemon gave no sign of life."""
+
+
 def request(
     path: Path,
     message: dict[str, Any],
@@ -368,8 +374,8 @@ def request(
     """Ask the daemon behind `path` and return its answer. Blocks, at most `timeout` seconds between two signs
     of life. What it tells meanwhile, if the message asks for "progress", is given to `tell`.
 
-    Raises NotMountedError if nothing listens there, HungUpError if there is no answer because the daemon ended or
-    closed the connection, and for {"ok": false} the error that has this exit code.
+    Raises NotMountedError if nothing listens there, SilentError after `timeout`, HungUpError if there is no answer
+    because the daemon ended or closed the connection, and for {"ok": false} the error that has this exit code.
     """
     with _connect(path, timeout) as connection:
         try:
@@ -377,12 +383,12 @@ def request(
             answer = b""
             while chunk := connection.recv(64 * 1024):
                 answer += chunk
-                while answer.startswith(_PROGRESS) and b"\n" in answer:
+                while answer.startswith((_PROGRESS, b"\n")) and b"\n" in answer:
                     line, _, answer = answer.partition(b"\n")
-                    if tell is not None:
+                    if line and tell is not None:
                         tell(json.loads(line)["progress"])
         except TimeoutError:
-            raise WsfsError(f"the daemon did not answer within {timeout:g} s") from None
+            raise SilentError(f"the daemon did not answer within {timeout:g} s. {HANGS}") from None
         except OSError as exc:
             raise HungUpError(f"the daemon hung up: {exc.strerror}; its log says why") from exc
     return parse_answer(answer)

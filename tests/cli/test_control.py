@@ -19,7 +19,7 @@ import pytest
 import trio
 
 from wsfs import control
-from wsfs.cli import daemon
+from wsfs.cli import daemon, mounts
 from wsfs.errors import (
     FormatError,
     MountBusyError,
@@ -29,6 +29,7 @@ from wsfs.errors import (
     UsageError,
     WsfsError,
 )
+from wsfs.mountinfo import Mount
 
 
 @pytest.fixture(autouse=True)
@@ -354,6 +355,41 @@ def test_who_waits_is_told_meanwhile_and_answered_at_the_end(tmp_path: Path) -> 
             control.request(path, {"op": "sync", "progress": -1})
 
     with_server(path, client, work, lambda: {"completed": 1})
+
+
+def test_who_waits_hears_from_a_daemon_that_has_nothing_to_tell(tmp_path: Path) -> None:
+    """A long wait with signs of life is none too long; one in silence is, and then it is said what to do."""
+    path = control.socket_path(tmp_path)
+    told: list[dict[str, Any]] = []
+
+    async def work(message: dict[str, Any]) -> dict[str, Any]:
+        await trio.sleep(1.0)
+        return {"files": 3}
+
+    def client() -> None:
+        answer = control.request(path, {"op": "sync", "progress": 0.1}, timeout=0.5, tell=told.append)
+        assert answer["files"] == 3
+        assert told == []
+        with pytest.raises(control.SilentError, match=r"did not answer within 0\.5 s.*kill -9"):
+            control.request(path, {"op": "sync"}, timeout=0.5)
+
+    with_server(path, client, work, lambda: None)
+
+
+@pytest.mark.parametrize("command", ["sync", "stop"])
+def test_a_save_does_not_wait_for_ever_for_a_daemon_that_hangs(
+    command: str, tmp_path: Path, runtime: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even before it has the kernel hand over what it holds, which nobody would take."""
+    monkeypatch.setattr(daemon, "SILENCE_SECONDS", 0.3)
+    monkeypatch.setattr(mounts, "find_wsfs", lambda _where: Mount(1, "0:1", str(tmp_path), "fuse.wsfs", "", ()))
+    monkeypatch.setattr(mounts, "is_dead", lambda _where: False)
+    monkeypatch.setattr(mounts, "hand_over", lambda *_args, **_options: pytest.fail("this would hang"))
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(control.socket_path(tmp_path)))
+        listener.listen()
+        with pytest.raises(control.SilentError, match="kill -9"):
+            getattr(daemon, command)(tmp_path)
 
 
 def test_an_answer_that_is_ready_when_the_server_ends_is_delivered_with_progress_too(tmp_path: Path) -> None:

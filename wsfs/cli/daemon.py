@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 STATUS_TIMEOUT = 10.0
 DYING_SECONDS = 2.0  # between a daemon's last breath and the end of its process: it may have much memory to give back
 ELSEWHERE = "was it mounted with another WSFS_RUNTIME_DIR or XDG_RUNTIME_DIR?"
-HANGS = "If that stays so, end its process with 'kill -9' and mount it again: what it had received is in its cache"
+SILENCE_SECONDS = 120.0
+"""A daemon at work says so every few seconds. A slow cache disk may keep it from that for a while, but not so long."""
+SIGN_SECONDS = 5.0  # between two signs of life that nobody sees
 
 
 def socket_of(mountpoint: str | os.PathLike[str]) -> Path:
@@ -45,8 +47,10 @@ def status(mountpoint: str | os.PathLike[str]) -> dict[str, Any]:
         pass
     except UsageError as exc:  # it is another user's
         return known | {"state": "RUNNING" if mounts.answers(mountpoint) else "ERROR", "reason": str(exc)}
+    except control.SilentError as exc:
+        return known | {"state": "ERROR", "reason": str(exc)}
     except WsfsError as exc:
-        return known | {"state": "ERROR", "reason": f"{exc}. {HANGS}"}
+        return known | {"state": "ERROR", "reason": f"{exc}. {control.HANGS}"}
     record = control.read_record(mountpoint, mount.owner if mount is not None else None)
     if mount is not None:
         return known | _without_socket(mount, (record or {}).get("cache_dir"))
@@ -78,7 +82,8 @@ def _without_socket(mount: mounts.Mount, cache: object) -> dict[str, Any]:
     if found is mounts.Pulse.DEAD:
         return {"state": "ERROR", "reason": f"the daemon died; {kept(cache)}", "cache_dir": cache}
     if found is mounts.Pulse.SILENT:
-        return {"state": "ERROR", "reason": f"the mount did not answer within {mounts.ANSWER_SECONDS:g} s. {HANGS}"}
+        reason = f"the mount did not answer within {mounts.ANSWER_SECONDS:g} s. {control.HANGS}"
+        return {"state": "ERROR", "reason": reason}
     return {"state": "RUNNING", "reason": f"the mount answers, but nobody listens at its control socket: {ELSEWHERE}"}
 
 
@@ -95,43 +100,49 @@ def sync(mountpoint: str | os.PathLike[str], display: Display | None = None) -> 
     if mounts.is_dead(mountpoint):
         raise SyncFailedError(f"the daemon of {mountpoint} died; {kept(None)}: unmount it and mount it again")
     path = socket_of(mountpoint)
-    kernel = mounts.hand_over(mountpoint)
-    return _watched(path, {"op": "sync", "kernel": kernel}, display)
+    kernel = _hand_over(path, mountpoint)
+    return ask(path, {"op": "sync", "kernel": kernel}, display)
 
 
 def refresh(mountpoint: str | os.PathLike[str]) -> dict[str, Any]:
     """Move a read-only mount to the newest commit. Raises UsageError on a writable one."""
     if mounts.find_wsfs(mountpoint) is None:
         raise NotMountedError(f"no workspace is mounted at {mountpoint}: 'wsfs status' lists those that are")
-    return control.request(socket_of(mountpoint), {"op": "refresh"})
+    return ask(socket_of(mountpoint), {"op": "refresh"})
 
 
 def unsaved(mountpoint: str | os.PathLike[str]) -> list[str]:
     """The paths of everything on the mount that is not saved, for os.fsencode."""
     if mounts.find_wsfs(mountpoint) is None:
         raise NotMountedError(f"no workspace is mounted at {mountpoint}: 'wsfs status' lists those that are")
-    answer = control.request(socket_of(mountpoint), {"op": "unsaved"})
+    answer = ask(socket_of(mountpoint), {"op": "unsaved"})
     return [str(path) for path in answer["paths"]]
 
 
-def _watched(path: Path, message: dict[str, Any], display: Display | None) -> dict[str, Any]:
-    """A request that takes long, with its progress shown."""
+def ask(path: Path, message: dict[str, Any], display: Display | None = None) -> dict[str, Any]:
+    """A request that may take long, with its progress shown. Raises SilentError if the daemon hangs."""
     if display is None:
-        return control.request(path, message)
+        return control.request(path, message | {"progress": SIGN_SECONDS}, SILENCE_SECONDS)
     with display:
-        return control.request(path, message | {"progress": display.pause}, tell=display)
+        return control.request(path, message | {"progress": display.pause}, SILENCE_SECONDS, tell=display)
+
+
+def _hand_over(path: Path, mountpoint: str | os.PathLike[str], *, lenient: bool = False) -> str | None:
+    """mounts.hand_over, which would wait for ever for a daemon that hangs: so that one is asked first."""
+    control.request(path, {"op": "status"}, SILENCE_SECONDS)
+    return mounts.hand_over(mountpoint, lenient=lenient)
 
 
 def unsaved_files(mountpoint: str | os.PathLike[str]) -> dict[str, Any]:
     """What `wsfs unsaved` shows."""
     if mounts.find_wsfs(mountpoint) is None:
         raise NotMountedError(f"no workspace is mounted at {mountpoint}: 'wsfs status' lists those that are")
-    return control.request(socket_of(mountpoint), {"op": "unsaved", "details": True})
+    return ask(socket_of(mountpoint), {"op": "unsaved", "details": True})
 
 
 def stays(mountpoint: str | os.PathLike[str], path: str) -> bool | None:
     """Whether a path from the top stays on this machine; None if there is no such."""
-    answer: bool | None = control.request(socket_of(mountpoint), {"op": "stays", "path": path})["stays"]
+    answer: bool | None = ask(socket_of(mountpoint), {"op": "stays", "path": path})["stays"]
     return answer
 
 
@@ -172,8 +183,8 @@ def stop(
         else:
             kernel: str | None = None
             if mount is not None and not mounts.is_dead(mountpoint):
-                kernel = mounts.hand_over(mountpoint, lenient=True)
-            answer = _watched(path, {"op": "stop", "handed_over": kernel is not None, "kernel": kernel}, display)
+                kernel = _hand_over(path, mountpoint, lenient=True)
+            answer = ask(path, {"op": "stop", "handed_over": kernel is not None, "kernel": kernel}, display)
             wait()
     left = mounts.find_wsfs(mountpoint)
     if left is not None and mount is not None and left.mount_id == mount.mount_id:
@@ -184,7 +195,7 @@ def stop(
 def _stop_by(path: Path, deadline: float, wait: Callable[[], None], display: Display | None) -> dict[str, Any]:
     """A stop with a deadline, of which the daemon itself takes care."""
     try:
-        answer = _watched(path, {"op": "stop", "deadline": deadline}, display)
+        answer = ask(path, {"op": "stop", "deadline": deadline}, display)
     except DeadlineError:
         wait()
         raise

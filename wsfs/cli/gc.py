@@ -7,7 +7,6 @@ from typing import Any
 
 import click
 
-from wsfs import control
 from wsfs.cli import daemon
 from wsfs.cli.history import the_mount, where_argument
 from wsfs.cli.output import json_option, print_json, size
@@ -46,7 +45,7 @@ def gc(where: str | None, dry_run: bool, retain: str | None, as_json: bool, **op
         raise UsageError("--retain goes with a URL: a mount keeps what its own -o retain= says")
     else:
         path = daemon.socket_of(the_mount(where).mountpoint)
-        answer = control.request(path, {"op": "gc", "dry_run": dry_run})
+        answer = daemon.ask(path, {"op": "gc", "dry_run": dry_run})
         found = {name: value for name, value in answer.items() if name != "ok"}
     if as_json:
         print_json(found)

@@ -174,7 +174,7 @@ def ask(where: str | None, options: Mapping[str, Any], request: dict[str, Any]) 
         with opened_workspace(where, options) as store:
             return from_store(store, request)
     mount = the_mount(where)
-    answer = control.request(daemon.socket_of(mount.mountpoint), request)
+    answer = daemon.ask(daemon.socket_of(mount.mountpoint), request)
     return {name: value for name, value in answer.items() if name != "ok"}
 
 

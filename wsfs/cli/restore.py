@@ -77,7 +77,7 @@ def undo(mountpoint: str | None, as_json: bool) -> None:
 
 
 def _ask(mount: mounts.Mount, request: dict[str, Any]) -> dict[str, Any]:
-    answer = control.request(daemon.socket_of(mount.mountpoint), request)
+    answer = daemon.ask(daemon.socket_of(mount.mountpoint), request)
     return {name: value for name, value in answer.items() if name != "ok"}
 
 

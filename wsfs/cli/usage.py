@@ -7,7 +7,6 @@ from typing import Any
 
 import click
 
-from wsfs import control
 from wsfs.cli import daemon
 from wsfs.cli.history import the_mount, where_argument
 from wsfs.cli.output import duration, files, json_option, print_json, size
@@ -60,7 +59,7 @@ def usage(
         with opened_workspace(where, options) as store:
             found = measure(store)
     else:
-        answer = control.request(daemon.socket_of(the_mount(where).mountpoint), {"op": "usage"})
+        answer = daemon.ask(daemon.socket_of(the_mount(where).mountpoint), {"op": "usage"})
         found = {name: value for name, value in answer.items() if name != "ok"}
     found["cost"] = cost(found["stored"]["total"], found.pop("ledger"), rates)
     if as_json:
