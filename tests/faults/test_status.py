@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -63,3 +64,27 @@ def test_a_mount_that_does_not_answer_keeps_no_one_waiting(site: Any, tmp_path: 
     assert "kill -9" in one["reason"]
     assert site.status()["state"] == "RUNNING"
     site.wsfs("umount", other)
+
+
+_IMPATIENT = """
+import wsfs.cli.daemon, wsfs.cli.mounts, wsfs.cli.main
+wsfs.cli.daemon.SILENCE_SECONDS = wsfs.cli.mounts.ANSWER_SECONDS = 1
+wsfs.cli.main.run()
+"""
+
+
+@pytest.mark.parametrize("command", ["sync", "umount", "unsaved", "log"])
+def test_a_command_does_not_hang_with_the_daemon(site: Any, command: str) -> None:
+    """It says what to do, and nothing is lost: the daemon does its work once it goes on."""
+    site.mount()
+    (site.mountpoint / "file").write_text("x")
+    pid = site.pid()
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        words = [sys.executable, "-P", "-c", _IMPATIENT, command, site.mountpoint]
+        done = site.run(*words, code=1, cwd=site.base, timeout=60)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert done.stderr.startswith("wsfs: the daemon did not answer within 1 s. If that stays so, end its process")
+    assert (site.mountpoint / "file").read_text() == "x"
+    site.umount()

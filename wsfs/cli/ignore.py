@@ -11,6 +11,7 @@ import click
 
 from wsfs.cli import daemon, mounts
 from wsfs.cli.output import json_option, print_json
+from wsfs.cli.paths import MOUNTPOINT
 from wsfs.errors import NotMountedError, UsageError, WsfsError
 from wsfs.text import printable
 
@@ -18,7 +19,7 @@ IGNORE_FILE = ".wsfsignore"
 
 
 @click.command("check-ignore", short_help="Say which pattern of .wsfsignore a path matches.")
-@click.argument("paths", metavar="PATH...", nargs=-1, required=True, type=click.Path())
+@click.argument("paths", metavar="PATH...", nargs=-1, required=True, type=MOUNTPOINT)
 @json_option
 def check_ignore(paths: Sequence[str], as_json: bool) -> int:
     """Say which pattern of .wsfsignore decides about each PATH in a workspace.

@@ -10,6 +10,7 @@ import click
 
 from wsfs.cli import background, daemon, mounts
 from wsfs.cli.output import json_option, print_json
+from wsfs.cli.paths import MOUNTPOINT
 from wsfs.cli.serve import Reporter, serve
 from wsfs.cli.store import store_options
 from wsfs.config import load_settings
@@ -18,7 +19,7 @@ from wsfs.values import parse_duration, parse_save_point
 
 @click.command(short_help="Mount a workspace on a directory.")
 @click.argument("url")
-@click.argument("mountpoint", type=click.Path())
+@click.argument("mountpoint", type=MOUNTPOINT)
 @click.option("-o", "options", metavar="OPT[,OPT...]", multiple=True, help="Mount options, as for mount(8).")
 @click.option("--cache-dir", metavar="DIR", type=click.Path(), help="Where the local copy lives.")
 @click.option("--save-interval", metavar="TIME", help="Seconds between background saves; 0: only sync and stop.")

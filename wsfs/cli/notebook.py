@@ -15,6 +15,7 @@ import click
 
 from wsfs.cli import daemon, data, mounts
 from wsfs.cli.output import duration, files, json_option, kept, print_json, saved, size
+from wsfs.cli.paths import MOUNTPOINT
 from wsfs.cli.progress import Display
 from wsfs.cli.stop import account_of_failure
 from wsfs.cli.store import store_options
@@ -41,7 +42,7 @@ class Scratch:
 
 @click.command(short_help="Begin a notebook's turn: mount /data and the workspace.")
 @click.argument("url")
-@click.argument("mountpoint", type=click.Path(), default=WORKSPACE)
+@click.argument("mountpoint", type=MOUNTPOINT, default=WORKSPACE)
 @click.option("--data", "scratch", metavar="DIR", default=DATA, show_default=True, help="Where the tmpfs goes.")
 @click.option("--no-data", is_flag=True, help="Without a tmpfs.")
 @click.option("--data-size", default="50%", show_default=True, help="Its limit: a share of memory, or as in 8G.")
@@ -104,7 +105,7 @@ def begin(settings: MountSettings, scratch: str | None, data_size: str, output: 
 
 
 @click.command(short_help="End a notebook's turn: save all, unmount both.")
-@click.argument("mountpoint", type=click.Path(), required=False)
+@click.argument("mountpoint", type=MOUNTPOINT, required=False)
 @click.option("--data", "scratch", metavar="DIR", default=DATA, show_default=True, help="Where the tmpfs is.")
 @click.option("--keep-data", is_flag=True, help="Leave the tmpfs as it is.")
 @click.option("--deadline", metavar="TIME", help="Unmount after so long even if not everything could be saved.")

@@ -6,10 +6,11 @@ import click
 
 from wsfs.cli import daemon
 from wsfs.cli.output import files, json_option, print_json
+from wsfs.cli.paths import MOUNTPOINT
 
 
 @click.command(short_help="Have a read-only mount show the newest state.")
-@click.argument("mountpoint", type=click.Path())
+@click.argument("mountpoint", type=MOUNTPOINT)
 @json_option
 def refresh(mountpoint: str, as_json: bool) -> None:
     """Move the read-only mount at MOUNTPOINT to the newest save point of its workspace.

@@ -14,6 +14,7 @@ import click
 from wsfs import control
 from wsfs.cli import daemon, mounts
 from wsfs.cli.output import duration, files, json_option, print_json, size
+from wsfs.cli.paths import MOUNTPOINT
 from wsfs.errors import NotMountedError
 from wsfs.metrics import quantile
 from wsfs.text import printable
@@ -24,7 +25,7 @@ MIN_INTERVAL = 0.1
 
 
 @click.command(short_help="Show the counters of a mount, once or live.")
-@click.argument("mountpoint", type=click.Path(), required=False)
+@click.argument("mountpoint", type=MOUNTPOINT, required=False)
 @click.option("--watch", "-w", is_flag=True, help="Show them again and again, with rates; Ctrl-C ends it.")
 @click.option("--interval", metavar="TIME", default="1s", show_default=True, help="With --watch: how often.")
 @json_option

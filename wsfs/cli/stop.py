@@ -10,13 +10,14 @@ import click
 
 from wsfs.cli import daemon
 from wsfs.cli.output import json_option, kept, print_json, saved
+from wsfs.cli.paths import MOUNTPOINT
 from wsfs.cli.progress import Display
 from wsfs.control import sentence
 from wsfs.errors import SyncFailedError, WsfsError
 
 
 @click.command(short_help="Save everything, unmount, end the daemon.")
-@click.argument("mountpoint", type=click.Path())
+@click.argument("mountpoint", type=MOUNTPOINT)
 @click.option("--deadline", metavar="TIME", help="Unmount after so long even if not everything could be saved.")
 @json_option
 def umount(mountpoint: str, deadline: str | None, as_json: bool) -> None:
@@ -48,7 +49,7 @@ def umount(mountpoint: str, deadline: str | None, as_json: bool) -> None:
 
 
 @click.command(short_help="Save everything now.")
-@click.argument("mountpoint", type=click.Path(), required=False)
+@click.argument("mountpoint", type=MOUNTPOINT, required=False)
 @json_option
 def sync(mountpoint: str | None, as_json: bool) -> None:
     """Save everything now and return when it is durable in the store; the mount goes on.

@@ -6,11 +6,12 @@ import click
 
 from wsfs.cli import daemon
 from wsfs.cli.output import duration, files, json_option, kept, print_json, size
+from wsfs.cli.paths import MOUNTPOINT
 from wsfs.text import printable
 
 
 @click.command(short_help="List the files that are not saved yet.")
-@click.argument("mountpoint", type=click.Path(), required=False)
+@click.argument("mountpoint", type=MOUNTPOINT, required=False)
 @click.option("--limit", metavar="N", type=click.IntRange(1), default=50, show_default=True, help="List at most N.")
 @json_option
 def unsaved(mountpoint: str | None, limit: int, as_json: bool) -> None:
