@@ -35,6 +35,16 @@ def test_it_learns_and_the_next_mount_knows(tmp_path: Path) -> None:
     assert again.seconds(1000, 80 * MB) > again.seconds(0, 80 * MB)
 
 
+def test_the_first_save_counts_for_more_than_a_guess(tmp_path: Path) -> None:
+    """Afterwards one save in between that was slow does not turn all upside down."""
+    pace = Pace(tmp_path, lambda: None)
+    pace.learn(saved(80 * MB, 20.0))
+    assert pace.seconds(0, 80 * MB) == pytest.approx(20.0)
+    again = Pace(tmp_path, lambda: None)
+    again.learn(saved(80 * MB, 2.0))
+    assert 2.0 < again.seconds(0, 80 * MB) < 20.0
+
+
 def test_what_says_nothing_about_the_rate(tmp_path: Path) -> None:
     """Small saves, and those that were quicker than their round trips."""
     pace = Pace(tmp_path, lambda: 0.1)
@@ -52,5 +62,5 @@ def test_a_note_that_is_not_one(tmp_path: Path, text: str) -> None:
 
 def test_a_cache_that_is_gone(tmp_path: Path) -> None:
     pace = Pace(tmp_path / "gone", lambda: 0.0)
-    pace.learn(saved(80 * MB, 2.0))
+    pace.learn(saved(80 * MB, 1.0))
     assert pace.rate > FIRST_RATE

@@ -14,8 +14,8 @@ from wsfs.sync.commit import Saved
 FILE_BYTES: Final = 16 << 10
 """A file costs about as much time as so many bytes: hashing, a row, an entry in a pack."""
 
-FIRST_RATE: Final = 10e6
-"""Bytes a second before anything was saved here."""
+FIRST_RATE: Final = 50e6
+"""Bytes a second before anything was saved here: half of what a slow machine does (docs/PERFORMANCE.md)."""
 
 ROUND_TRIPS: Final = 4
 """Of a commit, one after the other: packs, a segment, the manifest, HEAD."""
@@ -34,10 +34,11 @@ class Pace:
         self._latency = latency
         self.rate = FIRST_RATE
         """Bytes a second, before compression; a file counts as FILE_BYTES more."""
+        self._guessed = True
         with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
             rate = float(json.loads(self._path.read_text())["rate"])
             if math.isfinite(rate) and rate > 0:
-                self.rate = rate
+                self.rate, self._guessed = rate, False
 
     @property
     def round_trip(self) -> float:
@@ -50,7 +51,8 @@ class Pace:
         seconds = saved.seconds - ROUND_TRIPS * self.round_trip
         if work < _WORTH or seconds <= 0:
             return
-        self.rate += _SHARE * (work / seconds - self.rate)
+        self.rate += (1.0 if self._guessed else _SHARE) * (work / seconds - self.rate)
+        self._guessed = False
         # Only a forecast depends on it: a full disk must not disturb the save.
         with contextlib.suppress(OSError):
             fresh = self._path.with_suffix(".new")
