@@ -318,6 +318,8 @@ class Daemon:
             except WsfsError as exc:  # no HEAD, or a damaged one, is no reason to end: it may come back
                 log.warning("lease not renewed", error=exc)
                 await trio.to_thread.run_sync(_refresh, lease, abandon_on_cancel=True)
+        if lease is not None and lease.fenced is not None:  # whoever found it out
+            await self._saver.fence(lease.fenced)
 
     async def _time_to_renew(self) -> None:
         """Return after a while, or when others should know of a new state. The stop says itself what it does."""

@@ -334,3 +334,18 @@ def check_counters(world: World, found: dict[bytes, tuple[Inode, bytes, dict[byt
     inodes = {inode.ino: inode for inode, _, _ in found.values()}
     assert world.index.files == len(inodes)
     assert world.index.bytes == sum(inode.size for inode in inodes.values() if not inode.is_dir)
+
+
+def delayed_swap(world: World) -> Callable[[], object]:
+    """The next swap of HEAD gets no answer, although it is on its way: the result lets it arrive."""
+    late: list[Callable[[], object]] = []
+    put = world.store.put
+
+    def given_up(key: str, data: bytes, **condition: Any) -> str:
+        if key == "HEAD" and not late:
+            late.append(lambda: put(key, data, **condition))
+            raise TransientStoreError("given up")
+        return put(key, data, **condition)
+
+    world.store.put = given_up  # type: ignore[method-assign]
+    return lambda: late[0]()

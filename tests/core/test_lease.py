@@ -8,18 +8,32 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from harness import World, unreachable
+import trio
+from harness import World, delayed_swap, unreachable
 
 from wsfs import mount
 from wsfs.config import load_settings
-from wsfs.errors import FencedError, ForeignWorkspaceError, LeaseHeldError, MarkerError, TransientStoreError
+from wsfs.daemon import Daemon
+from wsfs.errors import (
+    FencedError,
+    ForeignWorkspaceError,
+    FormatError,
+    LeaseHeldError,
+    MarkerError,
+    NotFoundError,
+    NoWorkspaceError,
+    SyncFailedError,
+    TransientStoreError,
+)
 from wsfs.index.index import Batch
 from wsfs.model import MARKER_INO
 from wsfs.repo import codec
 from wsfs.repo.head import HeadVersion, Holder, State, read_head
 from wsfs.repo.workspace import initialise
+from wsfs.store.base import Blob
 from wsfs.store.memory import MemoryStore
 from wsfs.store.url import open_store
 from wsfs.sync.lease import SILENT_SECONDS, Lease, obstacle, this_process, wait_for
@@ -171,6 +185,190 @@ def test_a_renewal_that_fails_can_be_repeated(world: World) -> None:
     world.store.heal()
     lease.renew(State.SYNC_FAILED, "down")
     assert (world.head().state, world.head().reason) == (State.SYNC_FAILED, "down")
+
+
+def showing(world: World, blob: Blob) -> None:
+    """From now on the store shows this HEAD."""
+    plain = world.store.get
+
+    def get(key: str, start: int | None = None, length: int | None = None) -> Blob:
+        return blob if key == "HEAD" else plain(key, start, length)
+
+    world.store.get = get  # type: ignore[method-assign]
+
+
+def shown_well(world: World) -> None:
+    del world.store.get
+
+
+def old_blob(world: World) -> Blob:
+    return world.observer().get("HEAD")
+
+
+@pytest.mark.parametrize("which", ["of this mount", "of the one before"])
+def test_an_old_head_fences_nobody(world: World, which: str) -> None:
+    """A store that shows an older version for a moment is asked again later; and what it showed is not kept."""
+    old = old_blob(world)
+    if which == "of the one before":
+        world.stop()
+        world.start()
+    lease = world.workspace.lease
+    assert lease is not None
+    for _ in range(2):
+        lease.renew(State.RUNNING)
+    showing(world, old)
+    with pytest.raises(TransientStoreError, match="an old HEAD"):
+        lease.refresh()
+    shown_well(world)
+    lease.renew(State.RUNNING)
+    assert lease.fenced is None
+    # The same where the answer to a swap got lost.
+    world.store.lost = unreachable
+    showing(world, old)
+    with pytest.raises(TransientStoreError, match="an old HEAD"):
+        lease.renew(State.RUNNING)
+    world.store.heal()
+    shown_well(world)
+    world.create(b"file", b"x" * 9000)
+    with pytest.raises(TransientStoreError, match="arrived late"):
+        world.commit()
+    assert world.commit() is not None
+
+
+@pytest.mark.parametrize("head", [b"garbage", None], ids=["damaged", "missing"])
+def test_a_head_that_cannot_be_read_after_a_lost_answer_fences_nobody(world: World, head: bytes | None) -> None:
+    """What was sent then is still known as ours when it is seen later."""
+    lease = world.workspace.lease
+    assert lease is not None
+    world.store.lost = unreachable
+    if head is not None:
+        showing(world, Blob(head, "etag", 1.0))
+    else:
+        world.store.fault = missing
+    with pytest.raises((FormatError, NoWorkspaceError)):
+        lease.renew(State.RUNNING)
+    world.store.heal()
+    if head is not None:
+        shown_well(world)
+    with pytest.raises(TransientStoreError, match="arrived late"):
+        lease.renew(State.RUNNING)
+    lease.renew(State.RUNNING)
+
+
+def missing(method: str, key: str) -> None:
+    if (method, key) == ("get", "HEAD"):
+        raise NotFoundError("there is no HEAD")
+
+
+def test_a_swap_that_arrives_late_is_built_upon(world: World) -> None:
+    """It is one of ours: the next but one knows it. So a stop that was complete does not end as a failure."""
+    lease = world.workspace.lease
+    assert lease is not None
+    lease.grew(1000)
+    before = world.head().ledger
+    arrive = delayed_swap(world)
+    with pytest.raises(TransientStoreError):
+        lease.release(State.STOPPED)
+    arrive()
+    assert world.head().state == State.STOPPED
+    with pytest.raises(TransientStoreError, match="arrived late"):
+        lease.release(State.STOPPED)
+    lease.release(State.STOPPED)
+    after = world.head().ledger
+    assert after is not None
+    assert after.stored - (before.stored if before else 0) == 1000
+
+
+def test_a_commit_that_arrives_while_another_swap_is_tried(world: World) -> None:
+    """The lease is renewed beside a commit that waits for its answer: HEAD keeps the commit."""
+    world.create(b"file", b"x" * 9000)
+    lease = world.workspace.lease
+    assert lease is not None
+    arrive = delayed_swap(world)
+    with pytest.raises(TransientStoreError):
+        world.commit()
+    arrive()
+    with pytest.raises(TransientStoreError, match="arrived late"):
+        lease.renew(State.RUNNING)
+    lease.renew(State.RUNNING)
+    world.create(b"more")
+    saved = world.commit()
+    assert saved is not None
+    assert (saved.files, saved.bytes) == (2, 0), "only this one and its directory: the other had been committed"
+    world.restart_cold()
+    assert world.content(b"file") == b"x" * 9000
+
+
+def test_nothing_is_saved_for_a_workspace_that_was_given_back(world: World) -> None:
+    """What changes after that stays in the cache, whatever was asked: the next mount saves it."""
+    lease = world.workspace.lease
+    assert lease is not None
+    world.create(b"precious", b"P" * 9000)
+    lease.release(State.SYNC_FAILED, "the store was down")
+    before = world.head()
+    with pytest.raises(SyncFailedError, match="given the workspace back"):
+        world.commit()
+    assert world.head() == before
+    world.close()
+    world.start()
+    assert world.content(b"precious") == b"P" * 9000
+
+
+def test_a_lease_that_is_given_back_during_a_commit(world: World) -> None:
+    """The commit is not HEAD, and nothing counts as saved."""
+    lease = world.workspace.lease
+    assert lease is not None
+    world.create(b"precious", b"P" * 9000)
+    world.reached = lambda step: lease.release(State.SYNC_FAILED, "no") if step == "manifest" else None
+    with pytest.raises(SyncFailedError, match="given the workspace back"):
+        world.commit()
+    world.reached = lambda _step: None
+    world.close()
+    world.start()
+    assert world.content(b"precious") == b"P" * 9000
+
+
+def test_a_takeover_does_not_wait_for_one_that_says_that_it_stops() -> None:
+    """It may say so for ever."""
+    store = MemoryStore()
+    initialise(store)
+    lease = Lease.take(store, read_head(store), ELSEWHERE, takeover=False)
+    lease.renew(State.STOPPING)
+    version = wait_for(
+        store,
+        read_head(store),
+        this_process(),
+        patience=0.0,
+        insist=True,
+        tell=lambda _line: None,
+        sleep=lambda _seconds: pytest.fail("it waits"),
+    )
+    assert version.head.state == State.STOPPING
+
+
+def test_a_mount_is_told_that_it_was_taken_over_whoever_finds_out(world: World) -> None:
+    """A collection of garbage may be the first to see it."""
+    lease = world.workspace.lease
+    assert lease is not None
+    Lease.take(world.observer(), read_head(world.observer()), ELSEWHERE, takeover=True)
+    with pytest.raises(FencedError):
+        lease.refresh()
+    told: list[FencedError] = []
+
+    class Saver:
+        state = State.RUNNING
+        reason = ""
+
+        async def fence(self, exc: FencedError) -> None:
+            told.append(exc)
+
+    async def main() -> None:
+        with trio.fail_after(5):
+            await Daemon._renew_lease(daemon)  # type: ignore[arg-type]
+
+    daemon = SimpleNamespace(_workspace=world.workspace, _saver=Saver())
+    trio.run(main)
+    assert told == [lease.fenced]
 
 
 def test_one_daemon_per_cache_directory(world: World) -> None:

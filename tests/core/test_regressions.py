@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import Crash, World, saved_tree, tree, unreachable
+from harness import Crash, World, delayed_swap, saved_tree, tree, unreachable
 
 import wsfs.data.overlay
 import wsfs.sync.start
@@ -275,20 +275,10 @@ def test_a_store_with_other_bytes_is_reported(world: World) -> None:
 
 def hold_back_head(world: World) -> Callable[[], object]:
     """A commit whose swap of HEAD is given up, but still on its way: the result lets it arrive."""
-    late: list[Callable[[], object]] = []
-    put = world.store.put
-
-    def given_up(key: str, data: bytes, **condition: Any) -> str:
-        if key == "HEAD":
-            late.append(lambda: put(key, data, **condition))
-            raise TransientStoreError("given up")
-        return put(key, data, **condition)
-
-    world.store.put = given_up  # type: ignore[method-assign]
+    arrive = delayed_swap(world)
     with pytest.raises(TransientStoreError):
         world.commit()
-    world.store.put = put  # type: ignore[method-assign]
-    return late[0]
+    return arrive
 
 
 def test_a_swap_that_arrives_late_is_not_taken_for_a_stranger(world: World, tmp_path: Any) -> None:

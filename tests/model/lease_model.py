@@ -195,7 +195,9 @@ class Model:
         assert writer.version is not None
         if self.rules.compare_epochs and state.head.epoch != writer.version.epoch:
             return self._with(state, number, writer._replace(phase=FENCED))
-        return self._with(state, number, writer._replace(version=state.head))
+        # One that got no answer was applied: then no other one can be any more.
+        unanswered = frozenset() if state.head.nonce in writer.unanswered else writer.unanswered
+        return self._with(state, number, writer._replace(version=state.head, unanswered=unanswered))
 
     def _settle(self, state: State, number: int) -> Iterator[tuple[str, State]]:
         """Before a commit: what became of the one whose swap got no answer?"""
@@ -249,7 +251,12 @@ class Model:
         if now.epoch > old.epoch:
             return self._fenced(state, number)
         if self.rules.know_own_late_swaps and now.nonce in writer.unanswered:
-            return self._failed(state, number)
+            # The next try is against that version, and no other swap can be applied any more.
+            failed = self._failed(state, number)
+            known = failed.writers[number]
+            if known.phase == OFF:
+                return failed
+            return self._with(failed, number, known._replace(version=now, unanswered=frozenset()))
         if now.nonce != old.nonce:  # somebody without a lease of his own
             return self._fenced(state, number)
         return self._failed(state, number)

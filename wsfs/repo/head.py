@@ -181,13 +181,23 @@ def read_head(store: Store) -> HeadVersion:
     return HeadVersion(decode_head(blob.data), blob.etag, blob.age)
 
 
-def swap_head(store: Store, old: HeadVersion, new: Head, unanswered: Collection[str] = ()) -> HeadVersion:
+class LateError(TransientStoreError):
+    """An earlier swap of ours that got no answer has been applied after all: `version` is HEAD now."""
+
+    def __init__(self, message: str, version: HeadVersion) -> None:
+        super().__init__(message)
+        self.version = version
+
+
+def swap_head(
+    store: Store, old: HeadVersion, new: Head, unanswered: Collection[str] = (), past: Collection[str] = ()
+) -> HeadVersion:
     """Replace `old` by `new`, if nobody else has replaced it. Never retried blindly.
 
     A refusal and a lost answer are both ambiguous: the swap may have been applied. So HEAD is read again, and our nonce
-    in it means success. Raises FencedError when somebody of a higher epoch was there first, TransientStoreError when it
-    cannot be known now (swap again later with the HEAD that is read then). `unanswered` are the nonces of swaps of ours
-    that got no answer: one of them may be applied late, and then it is no stranger's.
+    in it means success. Raises FencedError when somebody else was there first, TransientStoreError when it cannot be
+    known now (swap again later with the HEAD that is read then), LateError when it was one of `unanswered`: the nonces
+    of swaps of ours that got no answer. `past` as in `not_ours`.
     """
     try:
         etag = store.put(HEAD_KEY, encode_head(new), if_match=old.etag)
@@ -195,20 +205,36 @@ def swap_head(store: Store, old: HeadVersion, new: Head, unanswered: Collection[
         now = read_head(store)
         if now.head.nonce == new.nonce:
             return now
-        if now.head.epoch > old.head.epoch:
-            raise fenced(now.head) from exc
         if now.head.nonce in unanswered:
-            raise TransientStoreError(f"an earlier change of HEAD of {store.url} arrived late: {exc}") from exc
-        if now.etag != old.etag:
-            raise FencedError(
-                f"HEAD of {store.url} was changed by somebody who does not hold the workspace: this mount stops writing"
-            ) from exc
+            raise LateError(f"an earlier change of HEAD of {store.url} arrived late: {exc}", now) from exc
+        wrong = not_ours(store, old.head, now.head, past)
+        if wrong is not None:
+            raise wrong from exc
         if isinstance(exc, PreconditionFailedError):
-            raise TransientStoreError(
-                f"the store shows an old HEAD of {store.url}, and rightly refuses to replace that: try again later"
-            ) from exc
+            raise _stale(store) from exc
         raise TransientStoreError(f"HEAD of {store.url} could not be replaced: {exc}") from exc
     return HeadVersion(new, etag, 0.0)
+
+
+def not_ours(store: Store, ours: Head, now: Head, past: Collection[str]) -> FencedError | TransientStoreError | None:
+    """Why HEAD is not as its holder left it; None if it is.
+
+    A store may show an older version than the newest: that of an earlier epoch, or one with a nonce of `past`, those
+    that we have replaced. That fences nobody.
+    """
+    if now.epoch > ours.epoch:
+        return fenced(now)
+    if now.nonce == ours.nonce:
+        return None
+    if now.epoch < ours.epoch or now.nonce in past:
+        return _stale(store)
+    return FencedError(
+        f"HEAD of {store.url} was changed by somebody who does not hold the workspace: this mount stops writing"
+    )
+
+
+def _stale(store: Store) -> TransientStoreError:
+    return TransientStoreError(f"the store shows an old HEAD of {store.url}: try again later")
 
 
 def fenced(now: Head) -> FencedError:

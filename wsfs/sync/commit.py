@@ -154,6 +154,7 @@ class Committer:
         self, state: State, limit: Limit | None, progress: Progress, *, may_fold: bool, empty: bool
     ) -> Saved | None:
         began = time.monotonic()
+        self._lease.check_held()
         self._uploaded.expire()
         self._settle(state)
         while self._ask(self._judge):
@@ -210,14 +211,15 @@ class Committer:
         pending = self._index.pending
         if pending is None:
             return
-        head = self._lease.refresh()
-        if head.commit == pending.standing.commit:
+        commit = pending.standing.commit
+        if self._lease.refresh().commit != commit:
+            # The request may still be on its way: with another version of HEAD it cannot be applied any more.
+            self._lease.renew(state)
+        if self._lease.head.commit == commit:  # it may have arrived in between
             self._index.advance(pending, pending.block_rows())
             self._left = self._maybe_left
             self._on_owner(lambda: self._overlay.settled(self._left.inodes))
         else:
-            # The request may still be on its way: with another version of HEAD it cannot be applied any more.
-            self._lease.renew(state)
             self._index.rewrite(drop_pending)
 
     def _should_fold(self, *, may_fold: bool) -> bool:

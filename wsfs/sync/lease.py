@@ -11,14 +11,15 @@ import os
 import socket
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from wsfs.errors import FencedError, LeaseHeldError, StoreError
+from wsfs.errors import FencedError, LeaseHeldError, StoreError, SyncFailedError, WsfsError
 from wsfs.repo.frame import digest
-from wsfs.repo.head import Head, HeadVersion, Holder, State, fenced, read_head, swap_head
+from wsfs.repo.head import Head, HeadVersion, Holder, LateError, State, not_ours, read_head, swap_head
 from wsfs.repo.ledger import Ledger
 from wsfs.repo.manifest import Manifest, encode_manifest
 from wsfs.repo.workspace import new_nonce, timestamp
@@ -27,6 +28,9 @@ from wsfs.store.base import Store
 RENEW_SECONDS: Final = 30.0
 SILENT_SECONDS: Final = 120.0
 """A holder that has not renewed HEAD for this long, four times its interval, is taken for dead."""
+
+PAST: Final = 1000
+"""So many versions of HEAD that we have replaced are known again: those of eight hours."""
 
 
 def boot_id() -> str:
@@ -100,7 +104,9 @@ class Lease:
         self._holder = holder
         self._lock = threading.Lock()
         self._fenced: FencedError | None = None
-        self._unanswered: set[str] = set()
+        self._unanswered: dict[str, int] = {}
+        """Nonces of swaps whose outcome is not known, each with the growth that it told the ledger."""
+        self._past: deque[str] = deque(maxlen=PAST)
         self._released = False
 
     @classmethod
@@ -156,8 +162,10 @@ class Lease:
             self._grown = stored - ledger.stored
 
     def publish(self, manifest: Manifest, nonce: str, state: State) -> None:
-        """Make a commit HEAD. Raises FencedError; TransientStoreError when it is not known whether it happened."""
+        """Make a commit HEAD. Raises FencedError; TransientStoreError when it is not known whether it happened;
+        SyncFailedError once the lease is released."""
         self._swap(
+            publish=True,
             commit=manifest.key,
             commit_digest=digest(encode_manifest(manifest)),
             seq=manifest.seq,
@@ -169,6 +177,16 @@ class Lease:
             nonce=nonce,
         )
 
+    def check_held(self) -> None:
+        """Raise FencedError, or SyncFailedError once the lease is released: what is saved now would be for nobody."""
+        if self._fenced is not None:
+            raise self._fenced
+        if self._released:
+            raise SyncFailedError(
+                "this mount has given the workspace back already: what is missing stays in its cache directory, and the"
+                " next mount with it saves it"
+            )
+
     def renew(self, state: State, reason: str = "") -> None:
         """Say that this mount lives, and in which state it is. Says nothing once the lease is released."""
         self._swap(state=state, reason=reason, holder=self._holder, nonce=new_nonce())
@@ -178,17 +196,37 @@ class Lease:
         self._swap(state=state, reason=reason, holder=None, nonce=new_nonce(), release=True)
 
     def refresh(self) -> Head:
-        """Read HEAD again, after a swap whose outcome is unknown. Raises FencedError."""
+        """Read HEAD again, after a swap whose outcome is unknown. Raises FencedError; TransientStoreError when what is
+        read is older than what we know."""
         with self._lock:
-            now = read_head(self._store)
-            if now.head.epoch != self.epoch:
-                self._fenced = fenced(now.head)
+            if self._fenced is not None:
                 raise self._fenced
+            now = read_head(self._store)
+            if now.head.nonce in self._unanswered:
+                self._adopt(now)
+                return now.head
+            wrong = not_ours(self._store, self.head, now.head, self._past)
+            if isinstance(wrong, FencedError):
+                self._fenced = wrong
+            if wrong is not None:
+                raise wrong
             self._version = now
             return now.head
 
-    def _swap(self, *, release: bool = False, **changes: object) -> None:
+    def _adopt(self, now: HeadVersion) -> None:
+        """A swap that got no answer was applied. No other one can be any more: they were against older versions."""
+        self._grown -= self._unanswered[now.head.nonce]
+        self._replaced(now)
+
+    def _replaced(self, now: HeadVersion) -> None:
+        self._past.append(self.head.nonce)
+        self._version = now
+        self._unanswered.clear()
+
+    def _swap(self, *, release: bool = False, publish: bool = False, **changes: object) -> None:
         with self._lock:
+            if publish:
+                self.check_held()  # here, where nobody can release it any more
             if self._fenced is not None:
                 raise self._fenced
             if self._released:
@@ -198,15 +236,17 @@ class Lease:
             ledger = (head.ledger or Ledger()).changed(timestamp(self._clock()), grown, stopped=stopped)
             head = replace(head, ledger=ledger)
             try:
-                self._version = swap_head(self._store, self._version, head, self._unanswered)
+                now = swap_head(self._store, self._version, head, self._unanswered, self._past)
             except FencedError as exc:
                 self._fenced = exc
                 raise
-            except StoreError:
-                self._unanswered.add(head.nonce)
+            except LateError as exc:
+                self._adopt(exc.version)
                 raise
-            # HEAD has a new ETag: none of those can be applied any more.
-            self._unanswered.clear()
+            except WsfsError:  # also when HEAD cannot be read, or makes no sense
+                self._unanswered[head.nonce] = grown
+                raise
+            self._replaced(now)
             self._released = release
             self._grown -= grown
 
@@ -217,21 +257,22 @@ def wait_for(
     me: Holder,
     *,
     patience: float,
+    insist: bool = False,
     tell: Callable[[str], None],
     sleep: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
 ) -> HeadVersion:
     """HEAD, once nothing is in the way; or, when waiting is pointless, as it is after `patience` seconds.
 
-    `version` is HEAD as it was just read. A mount that is saving is waited for as long as it renews HEAD. One that only
-    runs gets a short moment: it may have been unmounted just now.
+    `version` is HEAD as it was just read. A mount that is saving is waited for as long as it renews HEAD, unless we
+    `insist`, as a takeover does. One that only runs gets a short moment: it may have been unmounted just now.
     """
     started = clock()
     told = ""
     while True:
         blocked = obstacle(version, me)
         waited = clock() - started
-        if blocked is None or (waited >= patience and not blocked.worth):
+        if blocked is None or (waited >= patience and (insist or not blocked.worth)):
             return version
         if blocked.reason != told and waited > 0:
             told = blocked.reason

@@ -245,7 +245,8 @@ def open_workspace(
         reached("replayed")
         if read_only:
             return local.open(store, fmt, version, None, cache_size, tell)
-        version = wait_for(store, version, me, patience=PATIENCE if not takeover else 0.0, tell=tell)
+        patience = 0.0 if takeover else PATIENCE
+        version = wait_for(store, version, me, patience=patience, insist=takeover, tell=tell)
         with ThreadPoolExecutor(1) as pool:
             # Side by side with the swap: a mount that is refused has read one object too many.
             manifest = None if local.may_stand_on(version) else pool.submit(read_manifest, store, version.head)
