@@ -27,7 +27,6 @@ from wsfs.sync.lease import Lease, best_effort, obstacle
 from wsfs.sync.pins import pin
 from wsfs.sync.repair import Fixes, Repairer
 from wsfs.sync.survey import Listing, epoch_in, list_objects, newest_epoch, pack_sizes, seq_in
-from wsfs.sync.upload import put_new
 from wsfs.sync.verify import Census, Reading, judge, take_census, totals
 
 log = get_log(__name__)
@@ -109,7 +108,7 @@ class _Repair:
         manifest = self._manifest(head, start, repairer.fixes, repairer.next_id, census)
         self._verify(manifest)
         encoded = encode_manifest(manifest)
-        put_new(self._store, manifest.key, encoded)
+        self._store.put(manifest.key, encoded, if_none_match=True)
         if head.commit in self._listing.commits:
             self._result.kept = pin(self._store, head.commit, "before a repair")
         self._lease.publish(manifest, manifest.nonce, State.RUNNING)
@@ -191,7 +190,7 @@ class _Repair:
 
     def _put_segment(self, rows: list[Row], start: bytes = b"") -> SegmentRef:
         ref, data = new_segment(segment_key(self._lease.epoch, next(self._segment_numbers)), rows, start)
-        self._store.put(ref.key, data)
+        self._store.put(ref.key, data, if_none_match=True)
         return ref
 
     def _verify(self, manifest: Manifest) -> None:

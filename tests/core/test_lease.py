@@ -29,7 +29,7 @@ from wsfs.errors import (
     TransientStoreError,
 )
 from wsfs.index.index import Batch
-from wsfs.model import MARKER_INO
+from wsfs.model import MARKER_INO, pack_key, segment_key
 from wsfs.repo import codec
 from wsfs.repo.head import HeadVersion, Holder, State, read_head
 from wsfs.repo.workspace import initialise
@@ -295,6 +295,48 @@ def test_a_commit_that_arrives_while_another_swap_is_tried(world: World) -> None
     saved = world.commit()
     assert saved is not None
     assert (saved.files, saved.bytes) == (2, 0), "only this one and its directory: the other had been committed"
+    world.restart_cold()
+    assert world.content(b"file") == b"x" * 9000
+
+
+def test_a_copy_of_this_machine_replaces_nothing(world: World, tmp_path: Path) -> None:
+    """Two that are resumed from one snapshot have the same epoch, and choose the same names. What the first one has
+    committed stays whole, the second one is told by HEAD that it is not the one, and its changes stay in its cache."""
+    other = World(tmp_path / "other", bucket=world.bucket)
+    world.stop()
+    shutil.copytree(world.cache_path, other.cache_path, dirs_exist_ok=True)
+    world.start()
+    lease, snapshot = world.workspace.lease, world.bucket.objects["HEAD"]
+    assert lease is not None
+    version = read_head(world.observer())
+    other.start(takeover=True)  # for an index; its lease is then made a copy of the first one's
+    world.bucket.objects["HEAD"] = snapshot
+    other.create(b"theirs", b"B" * 9000)
+    other.workspace.lease = other.committer._lease = Lease(other.store, version, this_process())
+    world.create(b"mine", b"A" * 9000)
+    world.commit()
+    with pytest.raises(TransientStoreError, match="other names"):
+        other.commit()
+    with pytest.raises(FencedError):
+        other.commit()
+    world.restart_cold()
+    assert world.content(b"mine") == b"A" * 9000
+    assert other.content(b"theirs") == b"B" * 9000
+    other.crash()
+
+
+@pytest.mark.parametrize("folder", ["packs", "meta"])
+def test_names_that_are_taken_are_left_out(world: World, folder: str) -> None:
+    """As after a bucket was put back to an older state: a save goes on with other names."""
+    assert world.workspace.lease is not None
+    epoch = world.workspace.lease.epoch
+    for number in range(1, 9):
+        key = pack_key(epoch, number) if folder == "packs" else segment_key(epoch, number)
+        world.observer().put(key, b"left")
+    world.create(b"file", b"x" * 9000)
+    with pytest.raises(TransientStoreError, match="other names"):
+        world.commit()
+    world.commit()
     world.restart_cold()
     assert world.content(b"file") == b"x" * 9000
 

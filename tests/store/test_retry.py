@@ -87,15 +87,38 @@ def test_a_plain_put_whose_answer_was_lost_is_repeated(scripted: Any, fake: Fake
     assert scripted.calls == ["put", "put"]
 
 
-@pytest.mark.parametrize("condition", [{"if_none_match": True}, {"if_match": "e"}])
-def test_a_conditional_put_is_never_repeated(condition: Any, scripted: Any, fake: FakeTime) -> None:
+def test_a_replacing_put_is_never_repeated(scripted: Any, fake: FakeTime) -> None:
     scripted.script = [down(7)]
     store = retrying(scripted, fake)
     with pytest.raises(TransientStoreError, match=r"^down 7$"):
-        store.put("key", b"x", **condition)
+        store.put("key", b"x", if_match="e")
     assert scripted.calls == ["put"]
     assert fake.slept == []
     assert store.stats.snapshot() == StoreCounts(puts=1, failures=1, last_error="down 7")
+
+
+def test_a_creating_put_whose_answer_was_lost_finds_its_own_object(scripted: Any, fake: FakeTime) -> None:
+    """The second try is refused because of the first one; what is there is ours."""
+    scripted.script = [("after", down())]
+    etag = retrying(scripted, fake).put("key", b"x", if_none_match=True)
+    assert scripted.inner.get("key").etag == etag
+    assert scripted.calls == ["put", "put", "get"]
+
+
+def test_a_creating_put_that_never_arrived_is_repeated(scripted: Any, fake: FakeTime) -> None:
+    scripted.script = [down()]
+    etag = retrying(scripted, fake).put("key", b"x", if_none_match=True)
+    assert scripted.inner.get("key").etag == etag
+    assert scripted.calls == ["put", "put"]
+
+
+@pytest.mark.parametrize("answer", [None, down()], ids=["refused at once", "refused after a lost answer"])
+def test_a_creating_put_takes_nothing_from_others(scripted: Any, fake: FakeTime, answer: Any) -> None:
+    scripted.inner.put("key", b"theirs")
+    scripted.script = [] if answer is None else [answer]
+    with pytest.raises(PreconditionFailedError):
+        retrying(scripted, fake).put("key", b"x", if_none_match=True)
+    assert scripted.inner.get("key").data == b"theirs"
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,9 @@
 """Trying again, with backoff, and counting what goes to the store.
 
 Repeating is safe where doing a thing twice is doing it once: reads, deletes, listings, and plain writes,
-which are of immutable objects. A conditional write is never repeated here: after a timeout it may have
-happened, and the second try would lose against the first. Whoever made it must read back who won.
+which are of immutable objects. After a timeout a conditional write may have happened, and a second try would lose
+against the first. So what must not exist is read back when a later try is refused: our own bytes mean success. What
+replaces a version is never repeated here: whoever made that must find out who won.
 """
 
 from __future__ import annotations
@@ -179,9 +180,10 @@ class RetryingStore:
         return blob
 
     def put(self, key: str, data: bytes, *, if_match: str | None = None, if_none_match: bool = False) -> str:
-        """See `base.Store.put`. With a condition it is sent once only.
+        """See `base.Store.put`. With `if_match` it is sent once only.
 
-        TransientStoreError from that leaves open whether it happened: read back.
+        TransientStoreError from that leaves open whether it happened: read back. With `if_none_match` nobody else may
+        write the same bytes, or it does not matter who did.
         """
 
         def once() -> str:
@@ -192,13 +194,34 @@ class RetryingStore:
                 self.stats.took(self.policy.clock() - began)
             return etag
 
-        if if_match is not None or if_none_match:
+        if if_match is None and if_none_match:
+            etag = self._created(key, data, once)
+        elif if_match is not None:
             with_condition = dataclasses.replace(self.policy, attempts=1)
             etag = self._retried(once, with_condition)
         else:
             etag = self._retried(once)
         self.stats.add(bytes_out=len(data))
         return etag
+
+    def _created(self, key: str, data: bytes, once: Callable[[], str]) -> str:
+        tries = 0
+
+        def create() -> str:
+            nonlocal tries
+            tries += 1
+            try:
+                return once()
+            except PreconditionFailedError:
+                if tries == 1:
+                    raise
+                self.stats.add(gets=1)
+                found = self.inner.get(key)
+                if found.data != data:
+                    raise
+                return found.etag
+
+        return self._retried(create)
 
     def delete(self, key: str) -> None:
         """See `base.Store.delete`."""

@@ -24,7 +24,6 @@ from wsfs.repo.workspace import new_nonce, timestamp
 from wsfs.store.base import Store
 from wsfs.sync.commit import PARTITION_SIZE
 from wsfs.sync.lease import RENEW_SECONDS, Lease, best_effort
-from wsfs.sync.upload import put_new
 
 log = get_log(__name__)
 
@@ -61,7 +60,7 @@ def commit_tree(
         host=lease.host,
     )
     encoded = encode_manifest(manifest)
-    put_new(store, manifest.key, encoded)
+    store.put(manifest.key, encoded, if_none_match=True)
     sent = sum(ref.length for ref in base) + len(encoded)
     lease.grew(sent)
     lease.publish(manifest, manifest.nonce, state)
@@ -73,7 +72,7 @@ def _put_partitions(store: Store, epoch: int, rows: Iterable[Row]) -> Iterator[S
 
     def put(number: int, start: bytes, piece: list[Row]) -> SegmentRef:
         ref, data = new_segment(segment_key(epoch, number), piece, start)
-        store.put(ref.key, data)
+        store.put(ref.key, data, if_none_match=True)
         return ref
 
     waiting: deque[Future[SegmentRef]] = deque()

@@ -23,7 +23,7 @@ from typing import Final, Protocol, TypeVar
 
 from wsfs.data.overlay import Overlay
 from wsfs.data.packcache import PackCache
-from wsfs.errors import DeadlineError, NeedRemote, StoreError
+from wsfs.errors import DeadlineError, NeedRemote, PreconditionFailedError, StoreError, TransientStoreError
 from wsfs.index.base import Pending, Standing, dirty_rows, drop_pending, shared_rows, write_pending
 from wsfs.index.index import Index
 from wsfs.index.order import in_order, let_go, once_each
@@ -42,7 +42,7 @@ from wsfs.sync.lease import Lease
 from wsfs.sync.load import committed_rows
 from wsfs.sync.partial import LARGE_FILES, MUST, Left, Plan, Rows
 from wsfs.sync.progress import Progress
-from wsfs.sync.upload import Limit, Packs, Uploaded, Work, in_time, put_new
+from wsfs.sync.upload import Limit, Packs, Uploaded, Work, in_time
 
 log = get_log(__name__)
 
@@ -60,6 +60,9 @@ _FOLD_FLOOR: Final = 128 << 10
 _ROW_ESTIMATE: Final = 30
 _WORTH_LEAVING: Final = 4 << 20
 """With less than this to send, nothing is left out."""
+
+_SKIP: Final = 1 << 20
+"""More names than an epoch is likely to have used."""
 
 _POINT_SECONDS: Final = 5.0
 """With a limit: after so long what has been sent is committed, so that it counts whatever comes."""
@@ -147,6 +150,11 @@ class Committer:
             self.progress = Progress()
             try:
                 return self._commit(state, limit, self.progress, may_fold=may_fold, empty=empty)
+            except PreconditionFailedError as exc:
+                self._skip_names()
+                raise TransientStoreError(
+                    f"something else lies where this save had to write ({exc}): it is tried again with other names"
+                ) from exc
             finally:
                 self.progress = None
 
@@ -307,7 +315,7 @@ class Committer:
         )
         encoded = encode_manifest(manifest)
         in_time(limit)
-        put_new(self._store, manifest.key, encoded)
+        self._store.put(manifest.key, encoded, if_none_match=True)
         self._reached("manifest")
         pending = Pending(
             nonce,
@@ -400,7 +408,7 @@ class Committer:
 
     def _put_segments(self, segments: list[Segment]) -> None:
         with ThreadPoolExecutor(self._uploads, "wsfs-upload") as pool:
-            for put in [pool.submit(self._store.put, ref.key, data) for ref, data in segments]:
+            for put in [pool.submit(self._store.put, ref.key, data, if_none_match=True) for ref, data in segments]:
                 put.result()
 
     def _fold(
@@ -449,7 +457,14 @@ class Committer:
         if rows:
             yield start, rows
 
-    # --- packs ----------------------------------------------------------------------------------------------------
+    # --- names ----------------------------------------------------------------------------------------------------
+
+    def _skip_names(self) -> None:
+        """Somebody has used our numbers in our epoch: a copy of this machine that was resumed from the same snapshot,
+        which the swap of HEAD will sort out, or a mount before the bucket was put back to an older state."""
+        log.warning("names of new objects are taken", epoch=self._lease.epoch)
+        self._pack_numbers = count(next(self._pack_numbers) + _SKIP)
+        self._segment_numbers = count(next(self._segment_numbers) + _SKIP)
 
     def forget_uploaded(self) -> None:
         """While `busy` is held: no later commit leads to what an earlier, failed one has uploaded."""

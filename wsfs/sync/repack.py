@@ -185,7 +185,7 @@ class Repacker:
     def _finish(self, pack: PackWriter, moved: list[tuple[_Move, FrameLoc]]) -> int:
         """The new pack into the store, and then the rows to it."""
         data = pack.finish()
-        self._store.put(pack_key(pack.epoch, pack.number), data)
+        self._store.put(pack_key(pack.epoch, pack.number), data, if_none_match=True)
         self._reached("pack written")
         for at in range(0, len(moved), _ROWS):
             part = moved[at : at + _ROWS]

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple, Protocol
 
 from wsfs.data.packcache import PackCache, Pieces
-from wsfs.errors import DeadlineError, PreconditionFailedError, StoreError, TransientStoreError
+from wsfs.errors import DeadlineError, PreconditionFailedError, StoreError
 from wsfs.index.base import known_frame
 from wsfs.index.tables import Reader
 from wsfs.log import get_log
@@ -302,14 +302,16 @@ class Packs:
             try:
                 first.result()
             except StoreError as exc:
-                if self._limit is None:
+                if self._limit is None or isinstance(exc, PreconditionFailedError):  # no time makes that better
                     raise
                 log.warning("a pack is not sent", error=exc)
                 self.failure = exc
 
     def _put(self, pack: PackWriter, places: list[FrameLoc], held: Pieces, tally: Tally) -> None:
         data = pack.finish()
-        self._store.put(pack_key(pack.epoch, pack.number), data)
+        # A copy of this machine, resumed from the same snapshot, has our epoch and our numbers. Without the condition
+        # it would replace what a commit of ours leads to, before HEAD tells it that it is not the one.
+        self._store.put(pack_key(pack.epoch, pack.number), data, if_none_match=True)
         self.sent += len(data)
         self._progress.done(*tally, len(data))
         self._uploaded.add(places)
@@ -317,18 +319,6 @@ class Packs:
         # The rows will lead to the pack: else what was just written would have to be fetched.
         if self._cache is not None:
             self._cache.keep(pack.epoch, pack.number, held)
-
-
-def put_new(store: Store, key: str, data: bytes) -> None:
-    """Write an object under a name that nobody else can choose. A refusal after a lost answer means it is there."""
-    try:
-        store.put(key, data, if_none_match=True)
-    except TransientStoreError as exc:
-        log.info("put again", key=key, error=exc)
-        try:
-            store.put(key, data, if_none_match=True)
-        except PreconditionFailedError:
-            return
 
 
 def in_time(limit: Limit | None) -> None:
