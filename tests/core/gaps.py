@@ -225,6 +225,7 @@ REPAIR: Final = Table(
     _gaps(
         ("HEAD made anew", set()),
         ("lease taken", {L.HOLDER}),
+        ("HEAD says STOPPING", {L.HOLDER}),
         ("segments", {L.HOLDER, L.SEGMENTS}),
         ("manifest", {L.HOLDER, L.SEGMENTS, L.MANIFESTS}),
         ("commit pinned", {L.HOLDER, L.SEGMENTS, L.MANIFESTS, L.PIN}),
