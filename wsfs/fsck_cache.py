@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import fcntl
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from wsfs.errors import CacheError, FormatError, LeaseHeldError, NotFoundError
 from wsfs.fsck import Checked, check_marker, tell
-from wsfs.index.base import Standing, read_standing
+from wsfs.index.base import Standing, read_pending, read_standing
 from wsfs.index.journal import read_segment
 from wsfs.index.tables import Tables
 from wsfs.repo import codec
@@ -21,7 +22,16 @@ from wsfs.sync.verify import take_census
 _RESCUE: Final = "Copy what is unsaved with 'wsfs export --unsaved DIR --cache-dir {}', then remove the cache directory"
 
 
-def check_cache(path: Path, checked: Checked, store: Store) -> None:
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Whether a cache holds something that is nowhere else, and whether some of it is unsaved and builds on HEAD: a
+    mount with it saves that, and would set it aside after another commit."""
+
+    only_here: bool = False
+    can_be_saved: bool = False
+
+
+def check_cache(path: Path, checked: Checked, store: Store) -> Held:
     """Add what is wrong to the findings of `checked`, and what is good to know to its notes. Changes nothing.
 
     The rows are judged as those of the bucket are, laid over the commit that they build on. Raises LeaseHeldError while
@@ -35,19 +45,20 @@ def check_cache(path: Path, checked: Checked, store: Store) -> None:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as exc:
             raise LeaseHeldError(f"the cache directory {path} is in use: unmount that workspace first") from exc
-        checked.notes += _check(path, checked, store)
+        return _check(path, checked, store)
     finally:
         os.close(lock)
 
 
-def _check(path: Path, checked: Checked, store: Store) -> list[str]:
+def _check(path: Path, checked: Checked, store: Store) -> Held:
     local = path / "local" if (path / "local").is_dir() else path
     if not (local / "index").is_dir():
-        return [f"The cache in {path} is empty."]
+        checked.notes.append(f"The cache in {path} is empty.")
+        return Held()
     tables = Tables(local / "index")
     reader = tables.reader()
     try:
-        standing = read_standing(reader)
+        standing, pending = read_standing(reader), read_pending(reader)
         dirty = {codec.ino_of(key) for key, _ in reader.scan(b"dirty", b"")}
         kept = {codec.ino_of(key) for key, _ in reader.scan(b"kept", b"") if codec.table_of(key) == codec.ATTR}
         rows = {key: row or None for key, row in reader.scan(b"rows", b"")}
@@ -68,12 +79,15 @@ def _check(path: Path, checked: Checked, store: Store) -> list[str]:
             "Mount with this cache to save the rest",
         )
     if standing is None:
-        return [f"The cache in {path} holds no workspace yet."]
+        checked.notes.append(f"The cache in {path} holds no workspace yet.")
+        return Held()
     notes = _check_rows(path, checked, store, standing, rows)
     head = checked.head.head if checked.head else None
+    # The commit that a crash has interrupted may be HEAD: the next mount finds that out.
+    commits = {standing.commit, pending.standing.commit if pending else standing.commit}
     if checked.format is not None and standing.workspace != checked.format.workspace_id:
         notes.append(f"The cache in {path} is of another workspace.")
-    elif head is not None and standing.commit != head.commit:
+    elif head is not None and head.commit not in commits:
         notes.append(f"The cache in {path} stands on commit #{standing.seq}, and the newest is #{head.seq}.")
     if kept:
         notes.append(
@@ -84,7 +98,9 @@ def _check(path: Path, checked: Checked, store: Store) -> list[str]:
             f"The cache in {path} holds changes of {len(dirty)} files, and {waiting} operations in its journal, that"
             " are not in the store: mount with it to save them."
         )
-    return notes or [f"The cache in {path} holds nothing that is not in the store."]
+    checked.notes += notes or [f"The cache in {path} holds nothing that is not in the store."]
+    unsaved = bool(dirty or waiting)
+    return Held(unsaved or bool(kept), unsaved and head is not None and head.commit in commits)
 
 
 def _check_rows(

@@ -11,6 +11,7 @@ from wsfs.errors import LeaseHeldError
 from wsfs.repo.head import Head, State, read_head
 from wsfs.repo.workspace import read_format
 from wsfs.store.base import Store
+from wsfs.sync.bulk import renewed
 from wsfs.sync.commit import Committer
 from wsfs.sync.gc import Collected, Collector
 from wsfs.sync.lease import best_effort, this_process
@@ -56,7 +57,8 @@ def collect_unmounted(
     """Collect the garbage of a workspace that was stopped in order. `directory` is empty, and holds a cache meanwhile.
 
     It takes the lease, and makes a commit if anything is to go that a commit has to come before. Raises
-    LeaseHeldError when it is mounted, or was not stopped in order, and whatever a mount raises.
+    LeaseHeldError when it is mounted, or was not stopped in order, FencedError when it is taken over meanwhile, and
+    whatever a mount raises.
     """
     read_format(store)  # as above
     _check(store, read_head(store).head)
@@ -67,7 +69,9 @@ def collect_unmounted(
         assert lease is not None
         try:
             _check(store, workspace.head.head)  # nobody was there in between
-            done = _collect(store, workspace, policy)
+            # It may take long: who wants to mount the workspace meanwhile waits.
+            with renewed(lease, State.STOPPING):
+                done = _collect(store, workspace, policy)
         finally:
             before = workspace.head.head
             best_effort(lambda: lease.release(before.state, before.reason), lambda _failed: None)
@@ -94,7 +98,7 @@ def _collect(store: Store, workspace: Workspace, policy: Policy) -> Collected:
     collector = Collector(store, index, lease, _here, committer, policy=policy)
     done = collector.collect()
     if needs_commit(done):
-        committer.commit(State.RUNNING, empty=True)
+        committer.commit(State.STOPPING, empty=True)
         done = add(done, collector.collect())
     return done
 

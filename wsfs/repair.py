@@ -22,6 +22,7 @@ from wsfs.repo.segment import Row, portions
 from wsfs.repo.workspace import Format, new_nonce, timestamp
 from wsfs.store.base import Store
 from wsfs.store.sealed import TamperedError
+from wsfs.sync.bulk import renewed
 from wsfs.sync.commit import DELTA_SIZE
 from wsfs.sync.lease import Lease, best_effort, obstacle
 from wsfs.sync.pins import pin
@@ -45,7 +46,8 @@ class Repaired:
 
 
 def repair(store: Store, checked: Checked, me: Holder, clock: Callable[[], float] = time.time) -> Repaired:
-    """Repair what `checked` has found. Raises LeaseHeldError while it is mounted, FormatError when it cannot be done.
+    """Repair what `checked` has found. Raises LeaseHeldError while it is mounted, FormatError when it cannot be done,
+    FencedError when another mount takes it over meanwhile.
 
     Nothing of what is there is deleted or replaced, but for HEAD.
     """
@@ -64,7 +66,9 @@ def repair(store: Store, checked: Checked, me: Holder, clock: Callable[[], float
         version = _raise_epoch(store, version, listing, result)
     lease = Lease.take(store, version, me, takeover=False)
     try:
-        _Repair(store, checked, lease, result, clock).run()
+        # It may take long: who wants to mount the workspace meanwhile waits.
+        with renewed(lease, State.STOPPING):
+            _Repair(store, checked, lease, result, clock).run()
     except BaseException:
         best_effort(lambda: lease.release(version.head.state, version.head.reason), _not_released)
         raise
@@ -111,7 +115,7 @@ class _Repair:
         self._store.put(manifest.key, encoded, if_none_match=True)
         if head.commit in self._listing.commits:
             self._result.kept = pin(self._store, head.commit, "before a repair")
-        self._lease.publish(manifest, manifest.nonce, State.RUNNING)
+        self._lease.publish(manifest, manifest.nonce, State.STOPPING)
         self._result.seq = manifest.seq
 
     # --- from which commit ----------------------------------------------------------------------------------------

@@ -79,8 +79,8 @@ class Stopper:
         """Push everything while programs may still read, then unmount. `finish` does the rest. `handed_over`: whoever
         asks for it has just had the kernel send us its pages.
 
-        Raises SyncFailedError or MountBusyError, and the mount stays; with `force` it goes all the same, and with a
-        deadline unless programs use it.
+        Raises SyncFailedError, FencedError or, with everything saved, MountBusyError, and the mount stays; with `force`
+        it goes all the same, and with a deadline unless programs use it.
         """
         mountpoint = self._settings.mountpoint
         self._set_deadline(deadline)
@@ -136,15 +136,25 @@ class Stopper:
                 pass
 
     def _refuse(self, failed: WsfsError | None) -> None:
-        """The mount is in use: it goes on as if nobody had asked for a stop."""
+        """The mount is in use: it goes on as if nobody had asked for a stop. The code says whether all is saved."""
         mountpoint = self._settings.mountpoint
         self._end, self._late = None, False
         users = f"find the programs with 'fuser -vm {mountpoint}', end them, and try again"
-        if failed is not None:
-            self._saver.set_state(self._state_after(failed))
-            raise MountBusyError(f"{mountpoint} is in use, so it is still mounted: {users}. Also, {failed}")
-        self._saver.set_state(State.RUNNING)
-        raise MountBusyError(f"everything is saved, but {mountpoint} is in use, so it is still mounted: {users}")
+        if failed is None:
+            self._saver.set_state(State.RUNNING)
+            raise MountBusyError(f"everything is saved, but {mountpoint} is in use, so it is still mounted: {users}")
+        self._saver.set_state(self._state_after(failed))
+        if isinstance(failed, FencedError):
+            raise FencedError(
+                f"{failed}. {self._unsaved()} can no longer be saved from here: copy that with 'wsfs export --unsaved"
+                f" DIR {mountpoint}'. The mount is in use, so it is still there: {users}"
+            ) from failed
+        # Not DeadlineError: that is for a mount that is gone, and what is missing is for the next one to save.
+        because = f" ({self._saver.reason})" if self._saver.reason else ""
+        raise SyncFailedError(
+            f"time is up, and {self._unsaved()} could not be saved{because}; but {mountpoint} is in use, so it is still"
+            f" mounted, and goes on saving: {users}"
+        ) from failed
 
     @staticmethod
     def _state_after(failed: WsfsError) -> State:

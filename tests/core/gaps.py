@@ -46,8 +46,8 @@ class Left(Enum):
     RECORDS = ("records", "in the journal; LMDB has them or not, and their serial numbers tell", Cleaner.START)
     NOTE = (
         "the note",
-        "a commit in LMDB of which it is not known whether it became HEAD. HEAD tells: then its last step is done from"
-        " the note, else the note is dropped",
+        "a commit in LMDB of which it is not known whether it became HEAD. HEAD and its ancestors tell: then its last"
+        " step is done from the note, else the note is dropped. A read-only start does not drop it",
         Cleaner.START,
     )
     STRAYS = ("strays", "bytes in the overlay of which no row speaks", Cleaner.START)
@@ -225,6 +225,7 @@ REPAIR: Final = Table(
     _gaps(
         ("HEAD made anew", set()),
         ("lease taken", {L.HOLDER}),
+        ("HEAD says STOPPING", {L.HOLDER}),
         ("segments", {L.HOLDER, L.SEGMENTS}),
         ("manifest", {L.HOLDER, L.SEGMENTS, L.MANIFESTS}),
         ("commit pinned", {L.HOLDER, L.SEGMENTS, L.MANIFESTS, L.PIN}),

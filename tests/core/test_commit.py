@@ -6,6 +6,7 @@ import os
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from harness import CALLER, SMALL_BLOCK, Crash, World, check_counters, saved_tree, tree, unreachable
@@ -13,7 +14,9 @@ from harness import CALLER, SMALL_BLOCK, Crash, World, check_counters, saved_tre
 import wsfs.repo.segment
 import wsfs.sync.commit
 from wsfs.errors import FencedError, StoreError, TransientStoreError
+from wsfs.index.tables import Tables
 from wsfs.model import ROOT_INO
+from wsfs.repo import codec
 from wsfs.repo.head import State
 from wsfs.repo.manifest import Manifest, decode_manifest
 from wsfs.repo.pack import read_toc
@@ -332,3 +335,96 @@ def test_what_is_set_aside_has_a_name_of_its_own(world: World, tmp_path: Path) -
         world.crash()
         world.start(takeover=True)
     assert len(list(world.cache_path.glob("unsaved-*/index"))) == 3
+
+
+def dies_at(world: World, step: str) -> None:
+    """A commit that ends with a crash."""
+
+    def reached(now: str) -> None:
+        if now == "frozen":
+            world.create(b"later", b"after the freeze")
+        if now == step:
+            raise Crash
+
+    world.reached = reached
+    with pytest.raises(Crash):
+        world.commit()
+    world.crash()
+    world.reached = lambda _step: None
+
+
+def set_aside(world: World) -> list[set[bytes]]:
+    """The names that are new or changed, in each directory that was set aside."""
+    found = []
+    for path in sorted(world.cache_path.glob("unsaved-*/index")):
+        tables = Tables(path)
+        reader = tables.reader()
+        found.append({key[9:] for key, _ in reader.scan(b"dirty", b"") if codec.table_of(key) == codec.DIRENT})
+        reader.close()
+        tables.close()
+    return found
+
+
+@pytest.mark.parametrize("commits", [1, 4])
+@pytest.mark.parametrize("gone", [False, True])
+@pytest.mark.parametrize("read_only", [False, True])
+def test_a_commit_that_others_have_built_on_is_saved(
+    world: World, tmp_path: Path, commits: int, gone: bool, read_only: bool
+) -> None:
+    """Its swap of HEAD got through, we died before we knew, and another host went on: only what came after it was never
+    saved. Also when it is no save point any more."""
+    world.create(b"mine", b"A" * 9000)
+    dies_at(world, "head")
+    ours = world.head().commit
+    other = World(tmp_path / "other", bucket=world.bucket)
+    other.start(takeover=True)
+    assert other.content(b"mine") == b"A" * 9000
+    for number in range(commits):
+        other.create(b"theirs%d" % number)
+        other.commit()
+    other.stop()
+    if gone:
+        del world.bucket.objects[ours]
+    world.start(read_only=read_only)
+    assert set_aside(world) == [{b"later"}]
+    assert b"mine" in world.listing()
+    assert b"theirs0" in world.listing()
+
+
+def test_a_commit_whose_swap_failed_is_not_saved(world: World, tmp_path: Path) -> None:
+    """Although its manifest is in the store."""
+    world.create(b"mine", b"A" * 9000)
+    dies_at(world, "pending")
+    other = World(tmp_path / "other", bucket=world.bucket)
+    other.start(takeover=True)
+    other.create(b"theirs")
+    other.commit()
+    other.stop()
+    world.start()
+    assert set_aside(world) == [{b"mine", b"later"}]
+
+
+def test_a_read_only_mount_does_not_settle_a_swap_that_is_on_its_way(world: World) -> None:
+    """It may arrive after that, for nobody has changed HEAD: the next mount with the lease finds all of it saved."""
+    world.create(b"mine", b"A" * 9000)
+    plain, late = world.store.put, []
+
+    def put(key: str, data: bytes, **how: Any) -> str:
+        if key == "HEAD":
+            late.append((data, how))
+            raise Crash
+        return plain(key, data, **how)
+
+    world.store.put = put  # type: ignore[method-assign]
+    with pytest.raises(Crash):
+        world.commit()
+    world.crash()
+    for _ in range(2):
+        world.start(read_only=True)
+        assert world.content(b"mine") == b"A" * 9000
+        world.crash()
+    plain("HEAD", late[0][0], **late[0][1])
+    world.start()
+    assert set_aside(world) == []
+    assert not world.index.is_dirty
+    assert world.content(b"mine") == b"A" * 9000

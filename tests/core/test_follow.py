@@ -10,14 +10,18 @@ from pathlib import Path
 from typing import TypeVar
 
 import pytest
-from harness import SMALL_BLOCK, World, tree
+from harness import SMALL_BLOCK, Store, World, tree
 
 from wsfs.errors import CacheError, FormatError
+from wsfs.fsck import check
 from wsfs.model import ROOT_INO, Ino
+from wsfs.repair import repair
 from wsfs.repo.head import State
 from wsfs.repo.manifest import encode_manifest
 from wsfs.repo.workspace import new_nonce
+from wsfs.store.base import Blob
 from wsfs.sync.follow import Moved, follow
+from wsfs.sync.lease import this_process
 from wsfs.sync.load import read_manifest
 from wsfs.sync.progress import Progress
 
@@ -136,6 +140,38 @@ def test_deltas_that_are_gone(small: World, reader: World, tmp_path: Path) -> No
     lease.publish(manifest, manifest.nonce, State.RUNNING)
     assert move(reader) is not None
     assert tree(reader) == seen == fresh_tree(small, tmp_path / "fresh")
+
+
+def test_an_old_head_moves_nothing_back(small: World, reader: World) -> None:
+    """As a store shows it that is not strictly consistent: what was seen once stays seen."""
+    old = small.bucket.objects["HEAD"]
+    small.create(b"later", b"x" * 3000)
+    small.commit()
+    assert move(reader) is not None
+    seen = tree(reader)
+    reader.store.get = lambda key, *window: (  # type: ignore[method-assign]
+        Blob(old.data, old.etag, 1.0) if key == "HEAD" else Store.get(reader.store, key, *window)
+    )
+    assert move(reader) is None
+    reader.index.reload()
+    assert tree(reader) == seen
+
+
+def test_a_repair_moves_forward_whatever_it_goes_back_to(small: World, reader: World, tmp_path: Path) -> None:
+    """The newest commit is lost, and HEAD with it: what a repair makes of the one before has its number again, and is
+    of a higher epoch."""
+    small.create(b"later", b"x" * 3000)
+    small.stop()
+    assert move(reader) is not None
+    shown = reader.index.standing
+    assert shown is not None
+    for key in (shown.commit, "HEAD"):
+        del small.bucket.objects[key]
+    repair(small.observer(), check(small.observer()), this_process())
+    assert small.head().seq == shown.seq
+    assert move(reader) is not None
+    assert tree(reader) == fresh_tree(small, tmp_path / "fresh")
+    assert b"later" not in reader.listing()
 
 
 def test_a_damaged_commit_changes_nothing(small: World, reader: World) -> None:

@@ -177,6 +177,20 @@ def test_in_use(site: Any) -> None:
     site.umount("--deadline", "30s")
 
 
+def test_in_use_and_not_saved(site: Any, proxy: Any) -> None:
+    """Then no code says that everything is saved: who trusts that may drop the cache."""
+    site.mount("-o", "store_timeout=2s")
+    path = site.mountpoint / "file"
+    path.write_bytes(os.urandom(2 * MIB))
+    with path.open(), proxy.fault("refuse"):
+        told = site.wsfs("umount", site.mountpoint, "--deadline", "3s", code=50).stderr
+        assert "1 file with about 2.1 MB could not be saved" in told
+        assert "is in use, so it is still mounted, and goes on saving" in told
+        assert "next mount" not in told
+        assert site.status()["state"] == "SYNC_FAILED"
+    site.umount("--deadline", "30s")
+
+
 SLOW_SYNC = """#!/bin/sh
 exec 3<"$2"
 sleep 4

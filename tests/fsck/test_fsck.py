@@ -30,10 +30,12 @@ from wsfs.model import HELD_MAX, MARKER_INO, MARKER_NAME, ROOT_INO, Dirent, Fram
 from wsfs.repair import Repaired, repair
 from wsfs.repo import codec
 from wsfs.repo.frame import digest
-from wsfs.repo.head import Holder, encode_head, read_head
+from wsfs.repo.head import Holder, State, encode_head, read_head
 from wsfs.repo.manifest import SegmentRef, decode_manifest, encode_manifest
 from wsfs.repo.segment import Row, encode_segment
 from wsfs.store.memory import _Object
+from wsfs.sync import bulk
+from wsfs.sync.lease import Lease, Waiting, this_process
 from wsfs.sync.verify import Census, Reading, take_census
 
 ME = Holder("repairer", 4711, "its boot", "")
@@ -666,14 +668,35 @@ def test_a_takeover_during_a_repair_wins(world: GcWorld) -> None:
         nonlocal done
         if method == "put" and key.startswith("commits/") and not done:
             done = True
-            world.start()
+            other = world.observer()
+            Lease.take(other, read_head(other), this_process(), takeover=True)
 
     store.fault = take_over
-    with pytest.raises(FencedError):
+    with pytest.raises(FencedError, match="another mount took the workspace over before this was done"):
         repair(store, check(store), ME)
+    world.start()
     world.create(b"theirs", b"x" * 1000)
     world.commit()
     assert kinds(world) == {"nlink"}
+
+
+def test_a_long_repair_keeps_the_workspace(world: GcWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It reads everything: a mount that comes after more than two minutes of that waits, as for a save."""
+    alter(world, DAMAGES["a wrong link count"][0](world))
+    monkeypatch.setattr(bulk, "RENEW_SECONDS", 0.01)
+    store = world.observer()
+    waiting: list[Waiting | None] = []
+
+    def slow(method: str, key: str) -> None:
+        if method == "put" and key.startswith("meta/"):
+            world.pass_time(200)
+            waiting.append(world.wait_for_renewal())
+
+    store.fault = slow
+    assert repair(store, check(store), ME).done
+    assert [one is not None and one.worth for one in waiting] == [True]
+    assert world.head().state is State.STOPPED
+    assert not kinds(world)
 
 
 # --- the cache --------------------------------------------------------------------------------------------------------

@@ -13,8 +13,13 @@ import pytest
 from garbage import GcWorld
 
 from wsfs.cli.fsck import parse_share
-from wsfs.errors import DamagedError, UsageError
+from wsfs.errors import CacheError, DamagedError, UsageError
+from wsfs.model import HELD_MAX
+from wsfs.repo.head import read_head
+from wsfs.repo.manifest import Manifest
 from wsfs.store.directory import DirectoryStore
+from wsfs.store.memory import MemoryBucket
+from wsfs.sync.load import read_manifest
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -45,6 +50,14 @@ def run(tmp_path: Path) -> Run:
         return subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment, check=False)
 
     return call
+
+
+def newest_of(place: Path) -> Manifest:
+    store = DirectoryStore(str(place))
+    try:
+        return read_manifest(store, read_head(store).head)
+    finally:
+        store.close()
 
 
 def lose_the_pack(place: Path) -> str:
@@ -119,6 +132,67 @@ def test_the_cache(place: Path, run: Run, tmp_path: Path) -> None:
     assert result.returncode == 0
     assert "holds nothing that is not in the store" in result.stdout
     assert run("fsck", f"file://{place}", "--cache-dir", str(tmp_path)).returncode == 60
+
+
+def crash_with_changes(place: Path, world: GcWorld) -> list[Path]:
+    """A mount of the workspace writes two files and dies. Returns where the cache has them."""
+    world.bucket = MemoryBucket()
+    store = DirectoryStore(str(place))
+    for info in store.list(""):
+        world.observer().put(info.key, store.get(info.key).data)
+    store.close()
+    world.start()
+    inodes = [world.create(name, os.urandom(HELD_MAX + 1)) for name in (b"unsaved", b"lost")]
+    world.flush()
+    world.crash()
+    return [world.cache_path / "local" / "overlay" / f"{ino & 0xFF:02x}" / f"{ino:x}" for ino in inodes]
+
+
+def test_a_damaged_cache_is_no_reason_for_a_commit(place: Path, run: Run, tmp_path: Path) -> None:
+    """After one the cache would not stand on HEAD, and a mount would set aside what it would have saved."""
+    world = GcWorld(tmp_path / "world")
+    crash_with_changes(place, world)[1].unlink()
+    words = ("fsck", f"file://{place}", "--cache-dir", str(world.cache_path), "--repair")
+    before = (place / "HEAD").read_bytes()
+    result = run(*words)
+    assert result.returncode == 25, "it is still there"
+    assert "has lost 1 unsaved blocks" in result.stdout
+    assert "1 finding." in result.stdout
+    assert (place / "HEAD").read_bytes() == before
+    result = run(*words, "--json")
+    assert result.returncode == 25
+    assert "commit" not in json.loads(result.stdout)
+
+
+def test_no_repair_over_what_a_mount_would_save(place: Path, run: Run, tmp_path: Path) -> None:
+    """The store is damaged, and the cache holds changes that build on HEAD: first these are saved."""
+    world = GcWorld(tmp_path / "world")
+    crash_with_changes(place, world)[1].unlink()
+    lose_the_pack(place)
+    words = ("fsck", f"file://{place}", "--cache-dir", str(world.cache_path), "--repair")
+    before = (place / "HEAD").read_bytes()
+    result = run(*words)
+    assert result.returncode == CacheError.exit_code
+    assert "mount with it and unmount" in result.stderr
+    assert "/file" in result.stdout, "what is damaged is told all the same"
+    assert (place / "HEAD").read_bytes() == before
+    assert run(*words[:2], "--repair").returncode == 0, "without the cache it can be done"
+
+
+def test_a_repair_tells_what_is_left_in_the_cache(place: Path, run: Run, tmp_path: Path) -> None:
+    """One that does not stand on HEAD is not made worse by a commit; nor is it mended, if it holds something."""
+    lose_the_pack(place)
+    words = ("fsck", f"file://{place}", "--cache-dir", str(tmp_path / "world" / "cache"), "--repair")
+    assert run(*words).returncode == 0, "what that cache lacks is what the store has lost, and a mount drops it"
+    world = GcWorld(tmp_path / "world")
+    crash_with_changes(place, world)[1].unlink()
+    (place / newest_of(place).deltas[-1].key).unlink()
+    assert run(*words[:2], "--repair").returncode == 0
+    (place / newest_of(place).deltas[-1].key).unlink()
+    result = run(*words)
+    assert result.returncode == 25
+    assert "Made commit" in result.stdout
+    assert result.stdout.endswith("What is wrong in the cache is as it was.\n")
 
 
 @pytest.mark.mount

@@ -15,7 +15,7 @@ from wsfs.model import ROOT_INO, Ino
 from wsfs.repo.head import Holder, read_head
 from wsfs.repo.manifest import Manifest, decode_manifest
 from wsfs.sync.gc import Collected, Collector
-from wsfs.sync.lease import this_process
+from wsfs.sync.lease import Waiting, obstacle, this_process
 from wsfs.sync.pins import pinned
 from wsfs.sync.retain import READERS, keep_for
 from wsfs.sync.survey import list_objects
@@ -86,6 +86,14 @@ class GcWorld(World):
 
     def pass_time(self, seconds: float) -> None:
         self.clock.added += seconds
+
+    def wait_for_renewal(self) -> Waiting | None:
+        """Until whoever holds the workspace has renewed HEAD; what is in the way of a mount elsewhere then."""
+        store = self.observer()
+        before, end = read_head(store).etag, time.monotonic() + 10
+        while read_head(store).etag == before and time.monotonic() < end:
+            time.sleep(0.01)
+        return obstacle(read_head(store), Holder("a third", 1, "its boot", ""))
 
     def touch(self) -> None:
         """A small change, and a commit with it."""

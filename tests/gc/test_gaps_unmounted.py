@@ -92,8 +92,8 @@ def test_init(make: Callable[..., GcWorld], nth: int) -> None:
 
 # --- repair -----------------------------------------------------------------------------------------------------------
 
-WRITTEN = ("HEAD", "HEAD", "segment", "manifest", "pin", "HEAD", "HEAD")
-"""For each step of the table what is written in it. HEAD is made anew and taken, one after the other."""
+WRITTEN = ("HEAD", "HEAD", "HEAD", "segment", "manifest", "pin", "HEAD", "HEAD")
+"""For each step of the table what is written in it. HEAD is made anew, taken and renewed, one after the other."""
 
 
 def damaged(make: Callable[..., GcWorld]) -> GcWorld:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,9 @@ from wsfs.errors import LeaseHeldError
 from wsfs.garbage import collect_unmounted, report
 from wsfs.repo.head import State
 from wsfs.repo.manifest import decode_manifest
+from wsfs.store.base import ObjectInfo
+from wsfs.sync import bulk
+from wsfs.sync.lease import Waiting
 from wsfs.sync.pins import pin
 from wsfs.sync.room import Room, room
 
@@ -102,6 +106,26 @@ def test_nothing_to_collect_makes_no_commit(world: GcWorld, tmp_path: Path) -> N
     seq = world.head().seq
     done = collect_unmounted(world.observer(), retained, tmp_path / "cache")
     assert (done["freed"], done["seq"], world.head().seq) == (0, seq, seq)
+
+
+def test_a_long_collection_keeps_the_workspace(world: GcWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It reads everything: a mount that comes after more than two minutes of that waits, as for a save."""
+    stopped(world)
+    monkeypatch.setattr(bulk, "RENEW_SECONDS", 0.01)
+    store = world.observer()
+    waiting: list[Waiting | None] = []
+    plain = store.list
+
+    def slow(prefix: str) -> Iterator[ObjectInfo]:
+        if not waiting:
+            world.pass_time(200)
+            waiting.append(world.wait_for_renewal())
+        return plain(prefix)
+
+    store.list = slow  # type: ignore[method-assign]
+    collect_unmounted(store, retained, tmp_path / "cache")
+    assert [one is not None and one.worth for one in waiting] == [True]
+    assert world.head().state is State.STOPPED
 
 
 @pytest.mark.parametrize("state", ["mounted", "crashed", "failed"])

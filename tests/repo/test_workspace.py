@@ -36,6 +36,7 @@ from wsfs.repo.workspace import (
     read_format,
 )
 from wsfs.store.memory import MemoryBucket, MemoryStore
+from wsfs.sync.lease import Lease, this_process
 
 FORMAT = Format("id", "2026-01-01T00:00:00Z", "jupyter", {"team": "a"})
 GOLDEN = (
@@ -202,6 +203,47 @@ def test_of_two_inits_at_once_one_wins() -> None:
         initialise(Racing(bucket=bucket))
     store = MemoryStore(bucket=bucket)
     assert read_head(store).head.workspace == read_format(store).workspace_id
+
+
+class LosingStore(MemoryStore):
+    """The answer to the PUT of HEAD is lost: what became of it is as `how` says."""
+
+    def __init__(self, bucket: MemoryBucket, how: str) -> None:
+        super().__init__(bucket=bucket)
+        self.how = how
+
+    def put(self, key: str, data: bytes, *, if_match: str | None = None, if_none_match: bool = False) -> str:
+        if key != HEAD_KEY:
+            return super().put(key, data, if_match=if_match, if_none_match=if_none_match)
+        if self.how == "somebody else's":
+            initialise(MemoryStore(bucket=self._bucket))
+        elif self.how != "never arrived":
+            super().put(key, data, if_match=if_match, if_none_match=if_none_match)
+        if self.how == "mounted":
+            Lease.take(self._other(), read_head(self._other()), this_process(), takeover=False)
+        if self.how == "sent twice":
+            return super().put(key, data, if_match=if_match, if_none_match=if_none_match)
+        raise TransientStoreError("no answer in time")
+
+    def _other(self) -> MemoryStore:
+        return MemoryStore(bucket=self._bucket)
+
+
+@pytest.mark.parametrize("how", ["arrived", "mounted", "sent twice"])
+def test_an_init_whose_last_answer_is_lost_has_succeeded(how: str) -> None:
+    """HEAD tells: it leads to our commit. A 412 means the same, where something between us and the store repeats."""
+    bucket = MemoryBucket()
+    fmt = initialise(LosingStore(bucket, how))
+    assert read_head(MemoryStore(bucket=bucket)).head.workspace == fmt.workspace_id
+
+
+def test_an_init_whose_last_request_is_lost_can_be_repeated() -> None:
+    bucket = MemoryBucket()
+    with pytest.raises(TransientStoreError, match="no answer in time"):
+        initialise(LosingStore(bucket, "never arrived"))
+    initialise(MemoryStore(bucket=bucket))
+    with pytest.raises(WorkspaceExistsError):
+        initialise(LosingStore(MemoryBucket(), "somebody else's"))
 
 
 def test_a_workspace_that_lost_its_head_is_not_made_anew() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from harness import Store, World
 
-from wsfs.errors import BaseGoneError, ForeignWorkspaceError, WorkspaceExistsError
+from wsfs.errors import BaseGoneError, ForeignWorkspaceError, TransientStoreError, WorkspaceExistsError
 from wsfs.fsck import check
 from wsfs.repo import fork as forks
 from wsfs.repo.encryption import KeyFile
@@ -137,6 +137,19 @@ def test_what_is_there_is_never_overwritten_and_an_interrupted_fork_goes_on(shop
     with pytest.raises(WorkspaceExistsError):
         initialise(shop.raw("memory://b"), wrapper=shop.key)
     shop.fork("memory://a", "memory://b")
+    assert not check(shop.whole("memory://b")).findings
+
+
+def test_a_fork_whose_last_answer_is_lost_has_succeeded(shop: Shop) -> None:
+    raw = shop.raw("memory://b")
+
+    def lost(_method: str, key: str) -> None:
+        if key == "HEAD":
+            raise TransientStoreError("no answer in time")
+
+    raw.lost = lost
+    base = shop.whole("memory://a")
+    forks.fork(base, "memory://a", read_manifest(base, read_head(base).head), raw, wrapper=shop.key)
     assert not check(shop.whole("memory://b")).findings
 
 

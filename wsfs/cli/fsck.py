@@ -12,7 +12,7 @@ import click
 from wsfs.cli import mounts
 from wsfs.cli.output import files, json_option, print_json, size
 from wsfs.cli.store import opened_workspace, store_options
-from wsfs.errors import DamagedError, NotMountedError, UsageError
+from wsfs.errors import CacheError, DamagedError, NotMountedError, UsageError
 from wsfs.text import lines
 
 if TYPE_CHECKING:
@@ -45,6 +45,9 @@ def fsck(
     are lost. What has lost its directory comes into /lost+found. Everything that was done is told. The commit before
     stays in the store for 30 days.
 
+    A cache is checked, and never repaired. While the one of --cache-dir holds changes that a mount with it would save,
+    --repair refuses: after its commit they would be set aside instead.
+
     The exit code is 0 when all is well or all was repaired, and 25 when there is damage.
 
     \b
@@ -59,24 +62,39 @@ def fsck(
         from wsfs.fsck import check
 
         checked = check(store, data=data, every_commit=every_commit)
+        in_store = bool(checked.findings)
+        held = None
         if cache_dir is not None:
             from wsfs.fsck_cache import check_cache
 
-            check_cache(Path(cache_dir), checked, store)
+            held = check_cache(Path(cache_dir), checked, store)
         outcome = summary(checked)
-        if checked.findings and repairs:
+        left = outcome["findings"]
+        # A commit mends nothing in a cache, and the cache would not stand on the newest one any more.
+        if in_store and repairs:
             from wsfs.repair import repair
             from wsfs.sync.lease import this_process
 
             if not as_json:
                 _tell(checked)
+            if held is not None and held.can_be_saved:
+                raise CacheError(
+                    f"the cache in {cache_dir} holds changes that are not saved, and a repair now would keep them from"
+                    " being saved: mount with it and unmount, which saves them, and repair then. If it cannot be"
+                    f" mounted, copy them with 'wsfs export --unsaved DIR --cache-dir {cache_dir}', and repair without"
+                    " --cache-dir"
+                )
             repaired = repair(store, checked, this_process())
+            # With nothing of its own a cache is only a view of the commit that was repaired: a mount drops it.
+            left = [one for one in left if one["kind"] == "cache"] if held is not None and held.only_here else []
             outcome |= {"repaired": repaired.done, "commit": repaired.seq, "kept": repaired.kept}
             if not as_json:
                 for one in repaired.done:
                     click.echo(f"Repaired: {one}.")
                 kept = f" The one before stays for 30 days, as {repaired.kept}." if repaired.kept else ""
                 click.echo(f"Made commit #{repaired.seq}, which is whole.{kept}")
+                if left:
+                    click.echo("What is wrong in the cache is as it was.")
         elif not as_json:
             _tell(checked)
             for note in checked.notes:
@@ -84,7 +102,7 @@ def fsck(
             click.echo(_verdict(outcome))
     if as_json:
         print_json(outcome)
-    return DamagedError.exit_code if checked.findings and not repairs else 0
+    return DamagedError.exit_code if left else 0
 
 
 @click.command(short_help="Read a random sample of the data.")

@@ -20,6 +20,7 @@ from wsfs.errors import (
     NotFoundError,
     NoWorkspaceError,
     PreconditionFailedError,
+    TransientStoreError,
     UsageError,
     WorkspaceExistsError,
 )
@@ -38,7 +39,7 @@ from wsfs.repo import codec
 from wsfs.repo.encryption import WrappedKey, Wrapper, new_key, unwrap
 from wsfs.repo.frame import U32, digest, dump_json, load_json, number, word
 from wsfs.repo.frame import field as json_field
-from wsfs.repo.head import HEAD_KEY, Head, State, encode_head
+from wsfs.repo.head import HEAD_KEY, Head, State, encode_head, read_head
 from wsfs.repo.manifest import Manifest, SegmentRef, encode_manifest, new_segment
 from wsfs.repo.segment import Row
 from wsfs.store.base import Store
@@ -295,8 +296,16 @@ def publish_first(store: Store, manifest: Manifest, ref: SegmentRef, segment: by
     )
     try:
         store.put(HEAD_KEY, encode_head(head), if_none_match=True)
-    except PreconditionFailedError as exc:
-        raise exists_already(store.url) from exc
+    except (PreconditionFailedError, TransientStoreError) as exc:
+        # Both are ambiguous: it may be there. If it leads to our commit, nobody else has written it.
+        try:
+            found = read_head(store).head.commit
+        except NoWorkspaceError:
+            raise exc from None
+        except FormatError:  # with another key, say
+            found = ""
+        if found != manifest.key:
+            raise exists_already(store.url) from exc
 
 
 def write_format(store: Store, fmt: Format, wrapper: Wrapper | None) -> Store:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import hashlib
+import math
 import os
 import secrets
 import stat
@@ -35,6 +36,9 @@ from wsfs.store.base import Blob, ObjectInfo
 from wsfs.store.keys import check_key, check_prefix, check_range, is_key
 
 STALE_TEMP_SECONDS = 86_400.0
+CLOCK_SECONDS = 60.0
+"""So long the difference to the clock that stamps files is taken to be what it was."""
+
 _READ_SIZE = 1 << 20
 _ETAG_CACHE_ENTRIES = 4096
 _ETAG_CACHE_MIN_SIZE = 64 << 10  # smaller objects are hashed at each read: HEAD must never be answered from a cache
@@ -47,8 +51,8 @@ _FileIdentity = tuple[int, int, int, int, int]
 class DirectoryStore:
     """A store in a local directory. Safe from any thread and any process; calls block on the disk.
 
-    The directory is created by the first write. `clock` must agree with the clock that stamps files (it is
-    only exchanged in tests); ages are the difference to a file's mtime.
+    The directory is created by the first write. Ages are by the clock that stamps files, which on a network file
+    system is another machine's; `clock` is ours, and need not agree with it.
     """
 
     def __init__(self, root: str, *, url: str | None = None, clock: Callable[[], float] = time.time) -> None:
@@ -59,6 +63,7 @@ class DirectoryStore:
         self._tmp = os.path.join(self._root, ".tmp")
         self._lock_file = os.path.join(self._root, ".lock")
         self._clock = clock
+        self._measured = (-math.inf, 0.0)  # when, and how far the clock that stamps files was ahead of ours
         self._closed = False
         self._mutex = threading.Lock()  # guards the two tables below
         self._durable: set[str] = set()
@@ -78,7 +83,7 @@ class DirectoryStore:
                 info = os.fstat(fd)
                 if not stat.S_ISREG(info.st_mode):
                     raise NotFoundError(f"{self.url}: there is no object {key}, it is not a regular file")
-                age = max(0.0, self._clock() - info.st_mtime)
+                age = self._age(info)
                 if window is None:
                     data = _pread(fd, 0, info.st_size)
                     return Blob(data, _etag(data), age)
@@ -131,10 +136,14 @@ class DirectoryStore:
 
     # --- writing --------------------------------------------------------------------------------------------
 
+    def _open_temp(self) -> tuple[str, int]:
+        """The path of a new file, and a descriptor to write it."""
+        temp = os.path.join(self._tmp, f"{os.getpid()}-{secrets.token_hex(12)}")
+        return temp, os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+
     def _write_temp(self, data: bytes) -> str:
         """The path of a new file that holds `data`, synced."""
-        temp = os.path.join(self._tmp, f"{os.getpid()}-{secrets.token_hex(12)}")
-        fd = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        temp, fd = self._open_temp()
         try:
             view = memoryview(data)
             while view:
@@ -224,7 +233,7 @@ class DirectoryStore:
             return
         for entry in entries:
             with suppress(OSError):
-                if self._clock() - entry.stat(follow_symlinks=False).st_mtime > STALE_TEMP_SECONDS:
+                if self._age(entry.stat(follow_symlinks=False)) > STALE_TEMP_SECONDS:
                     os.unlink(entry.path)
 
     # --- reading --------------------------------------------------------------------------------------------
@@ -245,7 +254,33 @@ class DirectoryStore:
                         yield from self._walk(key, prefix)
                 elif entry.is_file(follow_symlinks=False) and key.startswith(prefix):
                     info = entry.stat(follow_symlinks=False)
-                    yield ObjectInfo(key, info.st_size, max(0.0, self._clock() - info.st_mtime))
+                    yield ObjectInfo(key, info.st_size, self._age(info))
+
+    def _age(self, info: os.stat_result) -> float:
+        """How long ago a file was written, by the clock that stamped it."""
+        now = self._clock()
+        when, ahead = self._measured
+        if not 0 <= now - when < CLOCK_SECONDS:
+            ahead = self._measure()
+            self._measured = now, ahead
+        return max(0.0, now + ahead - info.st_mtime)
+
+    def _measure(self) -> float:
+        """How far the clock that stamps files is ahead of ours. 0 for who may not write here, so cannot know."""
+        try:
+            temp, fd = self._open_temp()
+        except OSError:
+            return 0.0
+        try:
+            before = self._clock()
+            os.write(fd, b"\0")
+            return os.fstat(fd).st_mtime - (before + self._clock()) / 2
+        except OSError:
+            return 0.0
+        finally:
+            os.close(fd)
+            with suppress(OSError):
+                os.unlink(temp)
 
     def _etag_of(self, fd: int, info: os.stat_result) -> str:
         """The etag of an open object of which only a range is read: packs are hashed once, not once a range.

@@ -15,6 +15,7 @@ from dataclasses import replace
 from typing import Final
 
 from wsfs.beside import Ended, beside
+from wsfs.errors import FencedError
 from wsfs.log import get_log
 from wsfs.model import segment_key
 from wsfs.repo.head import State
@@ -87,13 +88,20 @@ def _put_partitions(store: Store, epoch: int, rows: Iterable[Row]) -> Iterator[S
 
 @contextmanager
 def renewed(lease: Lease, state: State) -> Iterator[None]:
-    """HEAD says `state` at once, and again as often as a mount would say that it lives. Raises StoreError,
-    FencedError."""
-    lease.renew(state)
+    """HEAD says `state` at once, and again as often as a mount would say that it lives. For commands, which hold a
+    workspace and are no mounts. Raises StoreError, FencedError."""
 
     def renew(ended: Ended) -> None:
         while not ended(RENEW_SECONDS):
             best_effort(lambda: lease.renew(state), lambda exc: log.warning("lease not renewed", error=exc))
 
-    with beside("wsfs-lease", renew):
-        yield
+    try:
+        lease.renew(state)
+        with beside("wsfs-lease", renew):
+            yield
+    except FencedError as exc:
+        # What the lease says is for a mount: that it is read-only now, and where its unsaved files are.
+        raise FencedError(
+            "another mount took the workspace over before this was done, so the workspace is as that mount has it:"
+            " unmount it there, and try again"
+        ) from exc

@@ -14,6 +14,7 @@ from wsfs.errors import CacheError
 from wsfs.index.base import Standing, move_to
 from wsfs.index.index import Index
 from wsfs.index.tables import Writer
+from wsfs.log import get_log
 from wsfs.repo import codec
 from wsfs.repo.head import HeadVersion, read_head
 from wsfs.repo.manifest import Manifest, SegmentRef
@@ -22,6 +23,9 @@ from wsfs.store.base import Store
 from wsfs.sync.commit import OnOwner
 from wsfs.sync.load import merge_deltas, read_manifest, read_segment
 from wsfs.sync.progress import Progress
+from wsfs.sync.survey import epoch_in, seq_in
+
+log = get_log(__name__)
 
 _PARALLEL: Final = 16
 
@@ -36,7 +40,7 @@ class Moved:
 
 
 def follow(store: Store, index: Index, on_owner: OnOwner, progress: Progress) -> Moved | None:
-    """Move to the commit that HEAD names; None if the index stands on it already.
+    """Move to the commit that HEAD names; None if the index stands on it already, or on a newer one.
 
     On a thread that is not the owner's. Until it returns the owner sees the old commit, and then the new one. Nothing
     else may change rows meanwhile: no change, no eviction. Raises StoreError, FormatError, CacheError, and then the
@@ -45,6 +49,11 @@ def follow(store: Store, index: Index, on_owner: OnOwner, progress: Progress) ->
     standing = index.standing
     version = read_head(store)
     if standing is None or version.head.commit == standing.commit:
+        return None
+    if _order(version.head.commit) <= _order(standing.commit):
+        # Shown by a store that is not strictly consistent. Whatever puts back what was, as a restore or a repair does,
+        # makes a commit, and that is newer than all: with the next sequence number, or of a new epoch.
+        log.warning("the store shows an old HEAD: this mount stays where it is", seq=version.head.seq, at=standing.seq)
         return None
     if on_owner(lambda: index.is_dirty):
         raise CacheError(
@@ -73,6 +82,11 @@ def follow(store: Store, index: Index, on_owner: OnOwner, progress: Progress) ->
     progress.prepared(len(inodes))
     progress.done(len(inodes), 0, 0)
     return Moved(version, inodes, names)
+
+
+def _order(commit: str) -> tuple[int, int]:
+    """The later of two commits has the higher one."""
+    return epoch_in(commit), seq_in(commit)
 
 
 def _fresh(index: Index, manifest: Manifest, again: list[bytes] | None) -> list[SegmentRef]:

@@ -317,7 +317,7 @@ class _Local:
     ) -> Workspace:
         """Bring the rows up to HEAD, repair what a crash has left, and verify the marker."""
         loader = Loader(store, self._index)
-        stands = _settle(self._index, fmt, version)
+        stands = _settle(self._index, store, fmt, version, leased=lease is not None)
         if self._recovery.power_lost and self._recovery.aside is None:
             self._recovery.lost = lost_in(self._index, self._overlay)
         self._reached("settled")
@@ -377,19 +377,29 @@ class _Local:
         )
 
 
-def _settle(index: Index, fmt: Format, version: HeadVersion) -> bool:
+def _settle(index: Index, store: Store, fmt: Format, version: HeadVersion, *, leased: bool) -> bool:
     """Complete a commit that we died in, and say whether the cache stands on HEAD."""
-    pending = index.pending
+    pending, standing = index.pending, index.standing
     if pending is not None:
-        if version.head.commit == pending.standing.commit:
+        commit = pending.standing.commit
+        here = standing is not None and standing.commit == version.head.commit
+        if version.head.commit == commit or (not here and _is_history(store, commit)):
             index.advance(pending, pending.block_rows())
-        else:
+        elif leased:
             index.rewrite(drop_pending)
+        # Without the lease the swap that we died in may still arrive: who has it next finds that out.
         index.reload()
-    standing = index.standing
+        standing = index.standing
     if standing is None:
         return False
     return standing.workspace == fmt.workspace_id and standing.commit == version.head.commit
+
+
+def _is_history(store: Store, commit: str) -> bool:
+    """Whether HEAD descends from a commit, which need not be there any more. That it is there says nothing: its swap of
+    HEAD may have failed. Raises StoreError, FormatError."""
+    line = (point.manifest for point in save_points(store) if point.line)
+    return any(commit in (one.key, one.parent) for one in line)
 
 
 def _sweep(workspace: Workspace) -> None:
