@@ -166,6 +166,24 @@ def test_a_deadline_after_a_stop_that_takes_its_time(site: Any, proxy: Any, tool
     assert path.read_bytes() == content
 
 
+@pytest.mark.parametrize("way", ["command", "unmount"])
+def test_time_is_up_and_nothing_is_left_to_save(site: Any, tools: Any, way: str) -> None:
+    """What is saved already is no failure, however little time there is."""
+    site.mount("-o", "stop_deadline=1ms")
+    (site.mountpoint / "file").write_text("x")
+    site.wsfs("sync", site.mountpoint)
+    pid = site.pid()
+    if way == "command":
+        site.umount("--deadline", "1ms")
+    else:
+        tools.run("umount", "-i", site.mountpoint)
+        tools.until(lambda: tools.is_gone(pid), 10)
+    assert site.status()["state"] == "STOPPED"
+    assert site.status(site.url)["state"] == "STOPPED"
+    site.mount()
+    assert (site.mountpoint / "file").read_text() == "x"
+
+
 def test_in_use(site: Any) -> None:
     """A deadline is no reason to cut off programs."""
     site.mount()
