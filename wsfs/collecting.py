@@ -10,12 +10,13 @@ from typing import Any, Final
 import trio
 
 from wsfs.config import MountSettings
+from wsfs.errands import Errands
 from wsfs.errors import NeedRemote, UsageError, WsfsError
 from wsfs.garbage import add, needs_commit, report
 from wsfs.kernel.fetcher import Fetcher
 from wsfs.log import get_log
 from wsfs.repo.head import State
-from wsfs.saver import Saver, on_owner
+from wsfs.saver import Saver
 from wsfs.store.base import Store
 from wsfs.sync.commit import Committer
 from wsfs.sync.gc import Collected, Collector
@@ -38,6 +39,7 @@ class Collecting:
         saver: Saver,
         committer: Committer | None,
         fetcher: Fetcher,
+        errands: Errands,
         stopping: Callable[[], bool],
     ) -> None:
         self._settings = settings
@@ -45,13 +47,20 @@ class Collecting:
         self._workspace = workspace
         self._saver = saver
         self._fetcher = fetcher
+        self._errands = errands
         self._stopping = stopping
         self._policy = keep_for(settings.retain)
         self._one = trio.Lock()
         self.collector: Collector | None = None
         if committer is not None and workspace.lease is not None:
             self.collector = Collector(
-                store, workspace.index, workspace.lease, on_owner, committer, policy=self._policy, stopping=stopping
+                store,
+                workspace.index,
+                workspace.lease,
+                errands.on_owner,
+                committer,
+                policy=self._policy,
+                stopping=stopping,
             )
 
     async def run(self) -> None:
@@ -62,7 +71,7 @@ class Collecting:
             if collector.due() and not self._stopping():
                 try:
                     async with self._one:
-                        log.info("garbage collected", **asdict(await trio.to_thread.run_sync(collector.collect)))
+                        log.info("garbage collected", **asdict(await self._errands.run(collector.collect)))
                 except WsfsError as exc:
                     log.warning("garbage not collected, it is tried again", error=exc)
 
@@ -88,9 +97,9 @@ class Collecting:
         async with self._one:
             await self.load_partitions()
             await self._saver.save(State.RUNNING)  # also finds out what became of a commit that is in doubt
-            done = await trio.to_thread.run_sync(collector.collect)
+            done = await self._errands.run(collector.collect)
             if needs_commit(done) and not self._stopping():
                 await self._saver.save(State.RUNNING, empty=True)
-                done = add(done, await trio.to_thread.run_sync(collector.collect))
+                done = add(done, await self._errands.run(collector.collect))
         log.info("garbage collected", **asdict(done))
         return done

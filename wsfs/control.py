@@ -17,6 +17,7 @@ import os
 import socket
 import stat
 import struct
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -369,26 +370,37 @@ def request(
     message: dict[str, Any],
     timeout: float | None = None,
     *,
+    limit: float | None = None,
     tell: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
     """Ask the daemon behind `path` and return its answer. Blocks, at most `timeout` seconds between two signs
-    of life. What it tells meanwhile, if the message asks for "progress", is given to `tell`.
+    of life, and `limit` seconds altogether. What it tells meanwhile, if the message asks for "progress", is given to
+    `tell`.
 
-    Raises NotMountedError if nothing listens there, SilentError after `timeout`, HungUpError if there is no answer
-    because the daemon ended or closed the connection, and for {"ok": false} the error that has this exit code.
+    Raises NotMountedError if nothing listens there, SilentError after `timeout` or `limit`, HungUpError if there is no
+    answer because the daemon ended or closed the connection, and for {"ok": false} the error that has this exit code.
     """
+    began, waiting = time.monotonic(), timeout
     with _connect(path, timeout) as connection:
         try:
             connection.sendall(json.dumps(message).encode() + b"\n")
             answer = b""
-            while chunk := connection.recv(64 * 1024):
+            while True:
+                if limit is not None:
+                    left = limit - (time.monotonic() - began)
+                    if timeout is None or left < timeout:
+                        waiting = limit
+                        connection.settimeout(max(left, 0.001))
+                chunk = connection.recv(64 * 1024)
+                if not chunk:
+                    break
                 answer += chunk
                 while answer.startswith((_PROGRESS, b"\n")) and b"\n" in answer:
                     line, _, answer = answer.partition(b"\n")
                     if line and tell is not None:
                         tell(json.loads(line)["progress"])
         except TimeoutError:
-            raise SilentError(f"the daemon did not answer within {timeout:g} s. {HANGS}") from None
+            raise SilentError(f"the daemon did not answer within {waiting:g} s. {HANGS}") from None
         except OSError as exc:
             raise HungUpError(f"the daemon hung up: {exc.strerror}; its log says why") from exc
     return parse_answer(answer)

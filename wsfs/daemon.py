@@ -16,6 +16,7 @@ from wsfs import control
 from wsfs.answers import Answers
 from wsfs.collecting import Collecting
 from wsfs.config import STORE_TIMEOUT, MountSettings
+from wsfs.errands import Errands
 from wsfs.errors import (
     CacheError,
     FencedError,
@@ -53,6 +54,7 @@ FLUSH_SECONDS: Final = 5.0
 FLUSH_ROWS: Final = 50_000
 FLUSH_BYTES: Final = 16 << 20
 CACHE_SECONDS: Final = 30.0
+ERRAND_SECONDS: Final = 1.0
 
 
 class Daemon:
@@ -77,6 +79,7 @@ class Daemon:
         # Now, for it looks at the mount point: this thread must never do that once it is the one that answers there.
         self._socket = control.socket_path(settings.mountpoint)
         self._last_flushed = time.monotonic()
+        self._errands = Errands()
         self._committer = (
             None
             if workspace.lease is None
@@ -113,16 +116,25 @@ class Daemon:
         if settings.quota is not None or settings.quota_files is not None:
             workspace.index.quota = Quota(settings.quota, settings.quota_files)
             workspace.index.quota.refused = Growers(workspace.index, workspace.index.quota).tell
-        self._rewind = Rewind(store, workspace, self._operations, self._saver, self._committer, settings.mountpoint)
-        self._operations.shelf = Shelf(
-            store, workspace.packs, settings.cache_dir / "at", self._rewind.hold, self._rewind.let_go
+        self._rewind = Rewind(
+            store, workspace, self._operations, self._saver, self._committer, settings.mountpoint, self._errands
         )
-        self._follower = Follower(store, workspace, self._operations, self._evictor)
+        self._operations.shelf = Shelf(
+            store, workspace.packs, settings.cache_dir / "at", self._rewind.hold, self._rewind.let_go, self._errands
+        )
+        self._follower = Follower(store, workspace, self._operations, self._evictor, self._errands)
         self._stopper = Stopper(
             settings, workspace, self._saver, Notifier.from_environment(), pyfuse3.terminate, self._moved
         )
         self._collecting = Collecting(
-            settings, store, workspace, self._saver, self._committer, self._operations.fetcher, self._has_no_time
+            settings,
+            store,
+            workspace,
+            self._saver,
+            self._committer,
+            self._operations.fetcher,
+            self._errands,
+            self._has_no_time,
         )
         self._rewind.collector = self._collecting.collector
         self._answers = Answers(
@@ -147,8 +159,8 @@ class Daemon:
 
     @property
     def abandoned(self) -> bool:
-        """After `run`: whether a thread that nobody waits for still works on a commit, and with the index."""
-        return self._saver.busy
+        """After `run`: whether a thread that nobody waits for still works on a commit, or in the cache directory."""
+        return self._saver.busy or self._errands.under_way
 
     def run(self) -> None:
         """Serve until stopped. Raises MountError, SyncFailedError, FencedError."""
@@ -216,6 +228,7 @@ class Daemon:
             # Whoever asked for the stop is answered before the socket goes: umount(8) may return long after us.
             await self._answers.stopped()
             helpers.cancel_scope.cancel()
+        await self._errands.end(ERRAND_SECONDS)
 
     async def _serve_control(self, path: Path, *, task_status: Any) -> None:
         operator = self._settings.operator

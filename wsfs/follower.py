@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import trio
 
+from wsfs.errands import Errands
 from wsfs.errors import UsageError, WsfsError
 from wsfs.kernel.invalidate import invalidate
 from wsfs.kernel.operations import Operations
 from wsfs.log import get_log
-from wsfs.saver import on_owner
 from wsfs.store.base import Store
 from wsfs.sync.evict import Evictor
 from wsfs.sync.follow import follow
@@ -23,11 +24,14 @@ log = get_log(__name__)
 class Follower:
     """Belongs to the trio thread."""
 
-    def __init__(self, store: Store, workspace: Workspace, operations: Operations, evictor: Evictor) -> None:
+    def __init__(
+        self, store: Store, workspace: Workspace, operations: Operations, evictor: Evictor, errands: Errands
+    ) -> None:
         self._store = store
         self._workspace = workspace
         self._operations = operations
         self._evictor = evictor
+        self._errands = errands
 
     async def follow(self) -> dict[str, Any]:
         """Move to the newest commit; what docs/JSON.md says about it. Raises StoreError, FormatError, CacheError;
@@ -37,7 +41,7 @@ class Follower:
         progress = Progress(DOWNLOAD)
         index, overlay = self._workspace.index, self._workspace.overlay
         async with self._evictor.still:
-            moved = await trio.to_thread.run_sync(follow, self._store, index, on_owner, progress)
+            moved = await self._errands.run(partial(follow, self._store, index, self._errands.on_owner, progress))
             if moved is not None:
                 self._workspace.head = moved.version
                 here = await trio.to_thread.run_sync(lambda: moved.inodes.intersection(overlay.inodes()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 import trio
@@ -27,7 +28,8 @@ QUIET_SECONDS: Final = 3.0
 _SPARE: Final = 16 << 20
 """Nothing is fetched ahead unless the cache has room for so many bytes, and the disk for four times as many."""
 
-_LAST_WORDS: Final = 5.0
+_LAST_WORDS: Final = 1.0
+"""A stop waits for so long until the start profile is written. It is only advice."""
 
 
 class Prefetcher:
@@ -117,6 +119,7 @@ class Prefetcher:
         if self._epoch is None or not first or not self._fetched or not is_news(first, self._profile):
             return
         try:
-            await trio.to_thread.run_sync(write_profile, self._store, self._epoch, first, self._old)
+            work = partial(write_profile, self._store, self._epoch, first, self._old)
+            await trio.to_thread.run_sync(work, abandon_on_cancel=True)
         except WsfsError as exc:
             log.info("start profile not written", error=exc)

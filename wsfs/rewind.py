@@ -13,6 +13,7 @@ from typing import Any, Final
 import trio
 
 from wsfs import savepoints
+from wsfs.errands import Errands
 from wsfs.errors import NoSavePointError, UsageError, WsfsError
 from wsfs.kernel import mountpoint as mountpoints
 from wsfs.kernel.invalidate import invalidate
@@ -20,7 +21,7 @@ from wsfs.kernel.operations import Operations
 from wsfs.log import get_log
 from wsfs.model import Ino
 from wsfs.repo.head import State
-from wsfs.saver import Saver, on_owner
+from wsfs.saver import Saver
 from wsfs.store.base import Store
 from wsfs.sync.commit import Committer
 from wsfs.sync.gc import Collector
@@ -53,6 +54,7 @@ class Rewind:
         saver: Saver,
         committer: Committer | None,
         mountpoint: Path,
+        errands: Errands,
     ) -> None:
         self._store = store
         self._workspace = workspace
@@ -60,6 +62,7 @@ class Rewind:
         self._saver = saver
         self._committer = committer
         self._mountpoint = mountpoint
+        self._errands = errands
         self._restoring = trio.Lock()
         self.collector: Collector | None = None
         """What collects garbage, once it does."""
@@ -97,12 +100,12 @@ class Rewind:
         Raises NoSavePointError, UsageError, StoreError, FencedError, CacheError; what was done until then is done, and
         can be undone.
         """
-        points = await trio.to_thread.run_sync(save_points, self._store)
+        points = await trio.to_thread.run_sync(save_points, self._store, abandon_on_cancel=True)
         return await self._go_back(find(points, wanted), paths, missing_only=False, all_there=True)
 
     async def undo(self) -> dict[str, Any]:
         """Go back to before the last restore or mass delete. Raises as `restore`."""
-        points = await trio.to_thread.run_sync(save_points, self._store)
+        points = await trio.to_thread.run_sync(save_points, self._store, abandon_on_cancel=True)
         able = [point for point in points if point.pin and point.pin.kind in (Kind.RESTORE, Kind.DELETE)]
         if not able:
             raise NoSavePointError(
@@ -125,13 +128,13 @@ class Rewind:
         began = time.monotonic()
         async with self._restoring:
             if all_there:
-                await trio.to_thread.run_sync(self._check, point, paths)
+                await trio.to_thread.run_sync(self._check, point, paths, abandon_on_cancel=True)
             # What is there now is a save point first, whole: so that this can be undone.
-            await trio.to_thread.run_sync(mountpoints.hand_over, self._mountpoint)
+            await trio.to_thread.run_sync(mountpoints.hand_over, self._mountpoint, abandon_on_cancel=True)
             await self._saver.save(State.RUNNING)
             work = partial(self._restore, committer, point, paths, missing_only)
             try:
-                done, before = await trio.to_thread.run_sync(work)
+                done, before = await self._errands.run(work)
             finally:
                 saved = await self._saver.save(State.RUNNING)
         seq = saved.seq if saved is not None else before
@@ -180,7 +183,13 @@ class Rewind:
     def _restorer(self, past: Past, *, missing_only: bool) -> Restorer:
         workspace = self._workspace
         return Restorer(
-            past, workspace.index, workspace.names, on_owner, self._gone, self._forget, missing_only=missing_only
+            past,
+            workspace.index,
+            workspace.names,
+            self._errands.on_owner,
+            self._gone,
+            self._forget,
+            missing_only=missing_only,
         )
 
     def _gone(self, ino: Ino) -> None:
@@ -188,7 +197,8 @@ class Rewind:
             self._workspace.names.forgotten(ino)
 
     def _forget(self, done: Restored) -> None:
-        """Have the kernel ask again about what has changed."""
+        """Have the kernel ask again about what has changed. Raises LeftBehindError: there may be no session with it."""
+        self._errands.check()
         names = [name for name in done.names if self._operations.is_known(name[0])]
         inodes = [ino for ino in done.inodes if self._operations.is_known(ino)]
         done.names.clear()

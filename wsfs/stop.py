@@ -43,6 +43,7 @@ _AGAIN_SECONDS: Final = 1.0
 _FOR_UNMOUNT: Final = 3.0
 _FOR_COMMIT: Final = 5.0
 _GIVE_BACK_SECONDS: Final = 1.0
+_LOOK_SECONDS: Final = 0.02
 
 
 class Stopper:
@@ -218,7 +219,8 @@ class Stopper:
     async def _push(self, margin: float) -> None:
         """Save everything; with a deadline, commit after commit, and again after failures, until `margin` before it.
 
-        Raises FencedError; without a deadline whatever the save raises, with one DeadlineError for anything else.
+        Raises FencedError; without a deadline whatever the save raises, with one DeadlineError if time is up and
+        anything is not saved.
         """
         end = self._before_end(margin)
         if end is None:
@@ -243,7 +245,14 @@ class Stopper:
                 self.outcome = _add(self.outcome, saved)
                 if saved is None or not saved.left:
                     return
-        raise DeadlineError(self._time_is_up(reason))
+        if not self._is_all_saved:
+            raise DeadlineError(self._time_is_up(reason))
+
+    @property
+    def _is_all_saved(self) -> bool:
+        """Whether nothing has changed since the last commit, and no commit is in doubt."""
+        index = self._workspace.index
+        return not index.is_dirty and index.pending is None
 
     def _time_is_up(self, reason: str) -> str:
         """What to tell: how much is not saved, why, where it is, and the names of some of it."""
@@ -325,7 +334,7 @@ class Stopper:
             async with self._extending_timeout():
                 for attempt in range(FINAL_TRIES):
                     try:
-                        if self._late:
+                        if self._late and not self._is_all_saved:  # a commit that nobody waits for may have ended
                             raise DeadlineError(self._time_is_up(self._saver.reason))
                         await self._in_time(self._save_the_rest)
                     except (FencedError, DeadlineError) as exc:
@@ -368,6 +377,9 @@ class Stopper:
             await trio.to_thread.run_sync(lease.release, state, reason, abandon_on_cancel=True)
             return
         with trio.move_on_after(max(self._end - time.monotonic(), _GIVE_BACK_SECONDS)) as scope:
+            # Nothing may be committed once others can have the workspace: not by a thread that was left behind either.
+            while self._saver.busy:  # noqa: ASYNC110 - no event
+                await trio.sleep(_LOOK_SECONDS)
             await trio.to_thread.run_sync(lease.release, state, reason, abandon_on_cancel=True)
         if scope.cancelled_caught:
             # Everything is saved: that HEAD does not say STOPPED only keeps another host waiting.

@@ -392,6 +392,42 @@ def test_a_save_does_not_wait_for_ever_for_a_daemon_that_hangs(
             getattr(daemon, command)(tmp_path)
 
 
+@pytest.mark.parametrize("sign", [None, {"completed": 1}])
+def test_a_stop_with_a_deadline_does_not_wait_much_longer_than_that(
+    sign: dict[str, Any] | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether the daemon hangs or only says that it is at work: it is said where the changes are, and what to do."""
+    monkeypatch.setattr(daemon, "MARGIN_SECONDS", 0.3)
+    monkeypatch.setattr(mounts, "find_wsfs", lambda _where: Mount(1, "0:1", str(tmp_path), "fuse.wsfs", "", ()))
+    control.write_record(tmp_path, {"cache_dir": "/the/cache"})
+
+    async def work(message: dict[str, Any]) -> dict[str, Any]:
+        assert message["deadline"] == 0.2
+        await trio.sleep(3)
+        return {}
+
+    def client() -> None:
+        began = time.monotonic()
+        with pytest.raises(daemon.UnansweredError, match=r"not answer within 0\.5 s;.* /the/cache.*kill -9") as caught:
+            daemon.stop(tmp_path, 0.2)
+        assert time.monotonic() - began < 2.5
+        assert caught.value.exit_code == 3
+
+    monkeypatch.setattr(daemon, "SIGN_SECONDS", 0.1)
+    with_server(control.socket_path(tmp_path), client, work, lambda: sign)
+
+
+def test_nor_for_the_end_of_a_daemon_that_has_answered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(daemon, "MARGIN_SECONDS", 0.2)
+    monkeypatch.setattr(mounts, "find_wsfs", lambda _where: None)
+
+    def client() -> None:
+        with pytest.raises(MountError, match=f"everything is saved.*kill -9 {os.getpid()}"):
+            daemon.stop(tmp_path, 5)
+
+    with_server(control.socket_path(tmp_path), client)
+
+
 def test_an_answer_that_is_ready_when_the_server_ends_is_delivered_with_progress_too(tmp_path: Path) -> None:
     path = control.socket_path(tmp_path)
     answers: list[dict[str, Any]] = []

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import time
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 
 import pytest
 
-from wsfs.errors import AccessDeniedError
+from wsfs.errors import AccessDeniedError, TransientStoreError
 from wsfs.store.s3 import S3Store
 
 OLD, NEW = "old-key", "new-key"
@@ -112,3 +115,124 @@ def test_other_refusals_are_not_repeated(server: Server, store: S3Store) -> None
     with pytest.raises(AccessDeniedError):
         store.put("key", b"x")
     assert server.refused == 1
+
+
+class Program:
+    """A credential_process: it hangs while it is told to, and notes each run."""
+
+    def __init__(self, directory: Path) -> None:
+        self.path = directory / "process"
+        self._hang = directory / "hang"
+        self._answer = directory / "answer"
+        self._runs = directory / "runs"
+        self.path.write_text(
+            f"#!/bin/sh\necho >> {self._runs}\nwhile [ -e {self._hang} ]; do sleep 0.05; done\ncat {self._answer}\n"
+        )
+        self.path.chmod(0o755)
+        self.gives(None)
+
+    def gives(self, seconds: float | None) -> None:
+        """Credentials that are valid for so long."""
+        answer = {"Version": 1, "AccessKeyId": OLD, "SecretAccessKey": "secret", "SessionToken": "token"}
+        if seconds is not None:
+            answer["Expiration"] = (datetime.now(UTC) + timedelta(seconds=seconds)).isoformat()
+        self._answer.write_text(json.dumps(answer))
+
+    def hangs(self, now: bool) -> None:
+        if now:
+            self._hang.touch()
+        else:
+            self._hang.unlink()
+
+    @property
+    def runs(self) -> int:
+        return len(self._runs.read_text())
+
+
+@pytest.fixture
+def program(tmp_path: Path, credentials: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Program]:
+    program = Program(tmp_path)
+    credentials.unlink()
+    config = tmp_path / "config"
+    config.write_text(f"[default]\ncredential_process = {program.path}\n")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(config))
+    yield program
+    program._hang.unlink(missing_ok=True)
+
+
+@pytest.fixture
+def impatient(server: Server, program: Program) -> Iterator[S3Store]:
+    """A request may wait for half a second for credentials."""
+    endpoint = f"http://127.0.0.1:{server.server_port}"
+    store = S3Store("bucket", endpoint_url=endpoint, addressing_style="path", credentials_timeout=0.5)
+    yield store
+    store.close()
+
+
+def fails_in_time(store: S3Store) -> None:
+    began = time.monotonic()
+    with pytest.raises(TransientStoreError, match="does not answer; check credential_process"):
+        store.put("key", b"x")
+    assert time.monotonic() - began < 3
+
+
+def works_soon(store: S3Store) -> None:
+    """The store works again, and who tries does not wait for long."""
+    give_up = time.monotonic() + 20
+    while True:
+        try:
+            store.put("key", b"x")
+        except TransientStoreError:
+            assert time.monotonic() < give_up
+        else:
+            return
+
+
+def test_a_credential_process_that_hangs(server: Server, program: Program, impatient: S3Store) -> None:
+    """Each request ends, and says so; one program is run for all of them, and what it gives at last is used."""
+    program.hangs(True)
+    fails_in_time(impatient)
+    fails_in_time(impatient)
+    with pytest.raises(TransientStoreError, match="does not answer; check credential_process"):
+        impatient.credentials_source()
+    assert program.runs == 1
+    program.hangs(False)
+    works_soon(impatient)
+    assert program.runs == 1
+    assert server.done == [("/bucket/key", None)]
+
+
+def test_a_store_is_closed_while_a_credential_process_hangs(program: Program, impatient: S3Store) -> None:
+    program.hangs(True)
+    fails_in_time(impatient)
+    began = time.monotonic()
+    impatient.close()
+    assert time.monotonic() - began < 3
+
+
+def test_a_credential_process_that_hangs_when_credentials_expire(
+    server: Server, program: Program, impatient: S3Store
+) -> None:
+    program.gives(30)
+    works_soon(impatient)
+    program.hangs(True)
+    fails_in_time(impatient)
+    fails_in_time(impatient)
+    program.gives(3600)
+    program.hangs(False)
+    works_soon(impatient)
+    runs = program.runs
+    impatient.put("key", b"x")
+    assert program.runs == runs
+    assert len(server.done) == 3
+
+
+def test_nobody_waits_for_a_renewal_while_credentials_are_valid(
+    server: Server, program: Program, impatient: S3Store
+) -> None:
+    program.gives(300)
+    works_soon(impatient)
+    program.hangs(True)
+    for _ in range(2):
+        impatient.put("key", b"x")
+    assert len(server.done) == 3

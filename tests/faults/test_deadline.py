@@ -166,6 +166,65 @@ def test_a_deadline_after_a_stop_that_takes_its_time(site: Any, proxy: Any, tool
     assert path.read_bytes() == content
 
 
+@pytest.mark.parametrize("way", ["command", "unmount"])
+def test_time_is_up_and_nothing_is_left_to_save(site: Any, tools: Any, way: str) -> None:
+    """What is saved already is no failure, however little time there is."""
+    site.mount("-o", "stop_deadline=1ms")
+    (site.mountpoint / "file").write_text("x")
+    site.wsfs("sync", site.mountpoint)
+    pid = site.pid()
+    if way == "command":
+        site.umount("--deadline", "1ms")
+    else:
+        tools.run("umount", "-i", site.mountpoint)
+        tools.until(lambda: tools.is_gone(pid), 10)
+    assert site.status()["state"] == "STOPPED"
+    assert site.status(site.url)["state"] == "STOPPED"
+    site.mount()
+    assert (site.mountpoint / "file").read_text() == "x"
+
+
+@pytest.mark.parametrize("command", ["gc", "restore", "refresh"])
+def test_a_deadline_while_something_else_waits_for_the_store(site: Any, proxy: Any, tools: Any, command: str) -> None:
+    """Nobody waits for it. All that is saved is given back, and the next mount with this cache finds it in order."""
+    site.mount()
+    (site.mountpoint / "file").write_text("x")
+    site.wsfs("sync", site.mountpoint)
+    if command == "refresh":
+        site.umount()
+        site.mount("-o", "ro")
+    pid = site.pid()
+    words, environ = site.command(command, *(["--at", "2"] if command == "restore" else []), site.mountpoint)
+    with proxy.fault("stall request", "GET"), subprocess.Popen(words, env=environ, stderr=subprocess.DEVNULL) as other:
+        time.sleep(2)
+        assert other.poll() is None
+        began = time.monotonic()
+        site.umount("--deadline", "3s")
+        assert time.monotonic() - began < 5.5
+        assert tools.is_gone(pid)
+        other.wait(10)
+    assert proxy.treated
+    assert site.status()["state"] == "STOPPED"
+    assert site.status(site.url)["state"] == "STOPPED"
+    site.mount()
+    assert (site.mountpoint / "file").read_text() == "x"
+
+
+def test_a_deadline_while_the_start_profile_is_written(site: Any, proxy: Any) -> None:
+    """It is only advice for the next mount."""
+    site.mount()
+    path = site.mountpoint / "file"
+    path.write_bytes(os.urandom(3 * MIB))
+    site.elsewhere()
+    path.read_bytes()
+    with proxy.fault("stall request", "PUT", "/hints/"):
+        began = time.monotonic()
+        site.umount("--deadline", "3s")
+        assert time.monotonic() - began < 5.5
+    assert proxy.treated == 1
+    assert site.status(site.url)["state"] == "STOPPED"
+
+
 def test_in_use(site: Any) -> None:
     """A deadline is no reason to cut off programs."""
     site.mount()

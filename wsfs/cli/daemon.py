@@ -23,6 +23,12 @@ ELSEWHERE = "was it mounted with another WSFS_RUNTIME_DIR or XDG_RUNTIME_DIR?"
 SILENCE_SECONDS = 120.0
 """A daemon at work says so every few seconds. A slow cache disk may keep it from that for a while, but not so long."""
 SIGN_SECONDS = 5.0  # between two signs of life that nobody sees
+MARGIN_SECONDS = 10.0
+"""A daemon keeps a deadline to a second or two. Who has set one waits for so much longer, and no more."""
+
+
+class UnansweredError(DeadlineError):
+    """A daemon did not answer when a stop had to be over: what it has done is not known."""
 
 
 def socket_of(mountpoint: str | os.PathLike[str]) -> Path:
@@ -119,12 +125,15 @@ def unsaved(mountpoint: str | os.PathLike[str]) -> list[str]:
     return [str(path) for path in answer["paths"]]
 
 
-def ask(path: Path, message: dict[str, Any], display: Display | None = None) -> dict[str, Any]:
-    """A request that may take long, with its progress shown. Raises SilentError if the daemon hangs."""
+def ask(
+    path: Path, message: dict[str, Any], display: Display | None = None, limit: float | None = None
+) -> dict[str, Any]:
+    """A request that may take long, with its progress shown. Raises SilentError if the daemon hangs, or takes longer
+    than `limit`."""
     if display is None:
-        return control.request(path, message | {"progress": SIGN_SECONDS}, SILENCE_SECONDS)
+        return control.request(path, message | {"progress": SIGN_SECONDS}, SILENCE_SECONDS, limit=limit)
     with display:
-        return control.request(path, message | {"progress": display.pause}, SILENCE_SECONDS, tell=display)
+        return control.request(path, message | {"progress": display.pause}, SILENCE_SECONDS, limit=limit, tell=display)
 
 
 def _hand_over(path: Path, mountpoint: str | os.PathLike[str], *, lenient: bool = False) -> str | None:
@@ -168,7 +177,8 @@ def stop(
 
     Whenever it raises, not everything is known to be saved. The mount is then still there, except after a
     daemon that had died: its dead mount is taken away, and the error says where the unsaved changes are. With a
-    deadline, in seconds, it is gone by then unless programs use it; raises DeadlineError if not all is saved.
+    deadline, in seconds, it is gone by then unless programs use it; raises DeadlineError if not all is saved, and
+    UnansweredError, with the mount as it was, if the daemon hangs.
     """
     mount = mounts.find_wsfs(mountpoint)
     path = socket_of(mountpoint)
@@ -179,7 +189,8 @@ def stop(
         _take_away_dead(mountpoint, path, mount)
     with watching(pid) as wait:
         if deadline is not None:
-            answer = _stop_by(path, deadline, wait, display)
+            record = control.read_record(mountpoint, mount.owner if mount is not None else None) or {}
+            answer = _stop_by(path, deadline, wait, display, pid, record.get("cache_dir"))
         else:
             kernel: str | None = None
             if mount is not None and not mounts.is_dead(mountpoint):
@@ -192,14 +203,27 @@ def stop(
     return answer
 
 
-def _stop_by(path: Path, deadline: float, wait: Callable[[], None], display: Display | None) -> dict[str, Any]:
-    """A stop with a deadline, of which the daemon itself takes care."""
+def _stop_by(
+    path: Path,
+    deadline: float,
+    wait: Callable[[float], bool],
+    display: Display | None,
+    pid: int | None,
+    cache_dir: object,
+) -> dict[str, Any]:
+    """A stop with a deadline, of which the daemon itself takes care, unless it hangs."""
     try:
-        answer = ask(path, {"op": "stop", "deadline": deadline}, display)
+        answer = ask(path, {"op": "stop", "deadline": deadline}, display, deadline + MARGIN_SECONDS)
+    except control.SilentError as exc:
+        raise UnansweredError(
+            f"{str(exc).removesuffix(f'. {control.HANGS}')}; nothing that it has received is lost: {kept(cache_dir)};"
+            f" it may still end by itself, and else end it with 'kill -9 {pid}' and mount again"
+        ) from exc
     except DeadlineError:
-        wait()
+        wait(MARGIN_SECONDS)
         raise
-    wait()
+    if not wait(MARGIN_SECONDS):
+        raise MountError(f"everything is saved, but the daemon has not ended: end it with 'kill -9 {pid}'")
     return answer
 
 
@@ -216,15 +240,15 @@ def _take_away_dead(mountpoint: str | os.PathLike[str], path: Path, mount: mount
 
 @contextlib.contextmanager
 def watching(pid: int | None) -> Any:
-    """Gives a call that blocks until process `pid` has ended; safe although numbers are used again."""
+    """Gives a call that blocks until process `pid` has ended, or for some seconds, and says whether it has; safe
+    although numbers are used again."""
     descriptor: int | None = None
     if pid is not None:
         with contextlib.suppress(ProcessLookupError):
             descriptor = os.pidfd_open(pid)
 
-    def wait() -> None:
-        if descriptor is not None:
-            select.select([descriptor], [], [])
+    def wait(seconds: float | None = None) -> bool:
+        return descriptor is None or bool(select.select([descriptor], [], [], seconds)[0])
 
     try:
         yield wait

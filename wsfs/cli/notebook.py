@@ -149,12 +149,13 @@ def stop(
         answer = daemon.stop(
             where, parse_duration(deadline) if deadline else None, None if as_json else Display("saving")
         )
-    except DeadlineError as exc:  # the mount is gone: so is the turn
-        late = exc
     except WsfsError as exc:
-        if as_json:
-            print_json(account_of_failure(where, exc))
-        raise
+        # When time is up the mount is gone, and so is the turn; but not with a daemon that hangs.
+        if not isinstance(exc, DeadlineError) or isinstance(exc, daemon.UnansweredError):
+            if as_json:
+                print_json(account_of_failure(where, exc))
+            raise
+        late = exc
     busy = take_away(scratch) if ours else None
     if as_json:
         told = account_of_failure(where, late) if late else answer

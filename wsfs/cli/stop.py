@@ -84,11 +84,12 @@ def _tell(mountpoint: str, save: Callable[[Display | None], dict[str, Any]], *, 
 
 
 def account_of_failure(mountpoint: str, exc: WsfsError) -> dict[str, Any]:
-    """What docs/JSON.md says about a save that failed. null: the daemon that would know is gone."""
+    """What docs/JSON.md says about a save that failed. null: the daemon that would know is gone, or hangs."""
     left: int | None = None
     state = "SYNC_FAILED" if isinstance(exc, SyncFailedError) else "ERROR"
-    with contextlib.suppress(WsfsError):
-        status = daemon.status(mountpoint)
-        state, left = str(status["state"]), status.get("unsaved_files")
+    if not isinstance(exc, daemon.UnansweredError):  # which would be silent once more
+        with contextlib.suppress(WsfsError):
+            status = daemon.status(mountpoint)
+            state, left = str(status["state"]), status.get("unsaved_files")
     counts = {"total": left, "processed": 0, "completed": 0, "skipped": 0, "failed": left, "transferredBytes": 0}
     return {"state": state, "direction": "upload", **counts, "error": sentence(exc), "exit_code": exc.exit_code}

@@ -11,6 +11,7 @@ import os
 import shutil
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,6 +19,7 @@ import pyfuse3
 import trio
 
 from wsfs.data.packcache import PackCache
+from wsfs.errands import Errands
 from wsfs.errors import NoSavePointError
 from wsfs.kernel.guard import waiting
 from wsfs.kernel.operations import FOREVER, Operations, new_entry
@@ -57,6 +59,7 @@ class Shelf:
         directory: Path,
         hold: Callable[[str], None],
         let_go: Callable[[str], None],
+        errands: Errands,
         clock: Callable[[], float] = trio.current_time,
     ) -> None:
         self._store = store
@@ -64,6 +67,7 @@ class Shelf:
         self._directory = directory
         self._hold = hold
         self._let_go = let_go
+        self._errands = errands
         self._clock = clock
         self._slots: dict[str, int] = {}
         self._points: dict[int, SavePoint] = {}
@@ -117,7 +121,7 @@ class Shelf:
                     while len(self._open) >= OPEN_MAX:
                         await self._close(next(iter(self._open)))
                     point = self.point(slot)
-                    found = await trio.to_thread.run_sync(self._make, point, slot)
+                    found = await self._errands.run(partial(self._make, point, slot))
                     self._open[slot] = found
         self._open.move_to_end(slot)
         self._used[slot] = self._clock()
@@ -135,7 +139,9 @@ class Shelf:
     async def _close(self, slot: int) -> None:
         snapshot = self._open.pop(slot)
         await trio.to_thread.run_sync(snapshot.close)
-        await trio.to_thread.run_sync(self._let_go, self._points[slot].manifest.key)
+        # It waits while a collection decides what goes.
+        key = self._points[slot].manifest.key
+        await trio.to_thread.run_sync(self._let_go, key, abandon_on_cancel=True)
 
     async def keep_small(self) -> None:
         """Close what nobody uses. For ever."""

@@ -16,6 +16,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any, Final, Literal, TypeVar
 from urllib.parse import urlsplit
 
+import botocore.credentials
 import botocore.exceptions
 import botocore.loaders
 import botocore.parsers
@@ -25,6 +26,7 @@ from botocore.config import Config
 
 from wsfs import __version__
 from wsfs.errors import AccessDeniedError, StoreError, TransientStoreError, UsageError
+from wsfs.store.attempt import Attempt, NotYetError
 from wsfs.store.base import Blob, ObjectInfo
 from wsfs.store.deadline import Deadlines, Limit, TooSlowError
 from wsfs.store.keys import check_key, check_prefix, check_range, is_key
@@ -39,6 +41,12 @@ SLOWEST: Final = 32 << 10
 
 _SERVICES: Final = ["s3", "sts", "sso", "sso-oidc", "signin"]
 """S3, and those that credentials may come from: of a role, of a single sign-on."""
+
+_CREDENTIALS_SECONDS: Final = 5.0
+"""A request waits at least so long for credentials: to make the SDK's client takes a while."""
+
+_STILL_VALID: Final = 60.0
+"""Credentials that are valid for so much longer are used while others are fetched."""
 
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(?:\d+|\*)")
 _NO_CREDENTIALS = (
@@ -79,10 +87,10 @@ class S3Store:
 
     No request waits longer than `connect_timeout` for a connection, or for the server to take the next bytes of a
     body (urllib3 uses the same limit for both), and `read_timeout` for the next byte of an answer. A whole request,
-    with its answer, may take the first and twice the second, and what its bodies take at SLOWEST. More threads than
-    `max_connections` work, but then connections are not kept. `etag_style` is how If-Match names a version: bare is
-    what AWS takes and the only thing Ceph RGW and OVHcloud do; `wsfs.store.probe` sets it to quoted where only that
-    works.
+    with its answer, may take the first and twice the second, and what its bodies take at SLOWEST. Before that it may
+    wait `credentials_timeout` for credentials, by default as long. More threads than `max_connections` work, but then
+    connections are not kept. `etag_style` is how If-Match names a version: bare is what AWS takes and the only thing
+    Ceph RGW and OVHcloud do; `wsfs.store.probe` sets it to quoted where only that works.
     """
 
     def __init__(
@@ -95,6 +103,7 @@ class S3Store:
         max_connections: int = 16,
         connect_timeout: float = 20.0,
         read_timeout: float = 30.0,
+        credentials_timeout: float | None = None,
     ) -> None:
         if addressing_style not in ("auto", "path", "virtual"):
             raise UsageError(f"the addressing style {addressing_style!r} is none of auto, path and virtual")
@@ -119,9 +128,13 @@ class S3Store:
         )
         self._patience = connect_timeout + 2 * read_timeout
         self._deadlines = Deadlines()
-        self._mutex = threading.Lock()  # guards the two below
+        self._mutex = threading.Lock()  # guards the three below
         self._lazy_client: Any = None
+        self._renewing: _Renewing | None = None
         self._closed = False
+        self._for_credentials = credentials_timeout or max(self._patience, _CREDENTIALS_SECONDS)
+        self._asking: Attempt[Any] = Attempt("wsfs-credentials")
+        self._making: Attempt[Any] = Attempt("wsfs-credentials")
 
     def get(self, key: str, start: int | None = None, length: int | None = None) -> Blob:
         """See `base.Store.get`. A body that is cut short is a TransientStoreError, never short data."""
@@ -191,7 +204,7 @@ class S3Store:
     def credentials_source(self) -> str | None:
         """See `base.Describes.credentials_source`: the SDK's name for it, such as env or iam-role."""
         with self._mapped("get", "credentials"):
-            found = _session().get_credentials()
+            found = self._asking.result(lambda: _session().get_credentials(), self._for_credentials)
         return None if found is None else str(found.method)
 
     def clock_ahead(self) -> float | None:
@@ -279,16 +292,35 @@ class S3Store:
         return call(self._client())
 
     def _client(self) -> Any:
-        """The SDK's client, made on first use: that takes some 100 ms and reads credentials."""
+        """The SDK's client, made on first use: that takes some 100 ms and reads credentials, for which it may run a
+        program that hangs. Raises NotYetError then."""
+        with self._mutex:
+            self._check_open()
+            if self._lazy_client is not None:
+                return self._lazy_client
+        return self._making.result(self._make, self._for_credentials)
+
+    def _make(self) -> Any:
+        session = _session()
+        provider = _Provider(session.get_component("credential_provider"), self._for_credentials)
+        session.register_component("credential_provider", provider)
+        client = session.create_client("s3", endpoint_url=self._endpoint_url, config=self._config)
+        # The SDK lets nobody say which connections it makes; without this a request has no end.
+        self._deadlines.install(client._endpoint.http_session._pool_classes_by_scheme)
         with self._mutex:
             if self._closed:
-                raise StoreError(f"{self.url}: the store is closed")
-            if self._lazy_client is None:
-                client = _session().create_client("s3", endpoint_url=self._endpoint_url, config=self._config)
-                # The SDK lets nobody say which connections it makes; without this a request has no end.
-                self._deadlines.install(client._endpoint.http_session._pool_classes_by_scheme)
-                self._lazy_client = client
-            return self._lazy_client
+                client.close()
+            self._check_open()
+            # Here, for whoever has asked for it may not wait any more.
+            self._lazy_client, self._renewing = client, provider.renewing
+        return client
+
+    def _have_credentials(self) -> None:
+        """Wait for what a request needs before it can be sent, so that this does not count as the store's time."""
+        self._client()
+        renewing = self._renewing
+        if renewing is not None:
+            renewing.get_frozen_credentials()
 
     def _check_open(self) -> None:
         if self._closed:
@@ -299,17 +331,21 @@ class S3Store:
         """One request: it ends in time, and everything that the SDK and the network raise becomes one of our errors."""
         call = Call(self.url, self._bucket, operation, key, conditional)
         try:
-            self._client()  # making it takes time that no store is to blame for
+            self._have_credentials()
             with self._deadlines.limit(self._patience) as limit:
                 yield limit
         except botocore.exceptions.ClientError as exc:
             raise error_for(call, *_status_and_code(exc)) from exc
+        except NotYetError as exc:
+            raise _hangs(call) from exc
         except _NO_CREDENTIALS as exc:
             raise AccessDeniedError(
                 f"{call.what}: there are no usable credentials; set AWS_ACCESS_KEY_ID and "
                 f"AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or give this machine a role"
             ) from exc
         except _SDK_ERRORS as exc:
+            if isinstance(exc.__cause__, NotYetError):
+                raise _hangs(call) from exc
             for kind, reason in _NETWORK:
                 if isinstance(exc, kind):
                     raise TransientStoreError(f"{call.what}: {reason}") from exc
@@ -319,6 +355,57 @@ class S3Store:
             ) from exc
         except ValueError as exc:  # how the SDK answers an endpoint or a bucket name that it cannot use
             raise StoreError(f"{call.what}: the SDK cannot use this endpoint or bucket name; check both") from exc
+
+
+class _Renewing:
+    """Credentials that the SDK renews before they expire. It does so wherever they are asked for, however long that
+    takes; here nobody waits for it while the old ones are valid, and later for so many seconds.
+    """
+
+    def __init__(self, credentials: botocore.credentials.RefreshableCredentials, seconds: float) -> None:
+        self._credentials = credentials
+        self._seconds = seconds
+        self._attempt: Attempt[None] = Attempt("wsfs-credentials")
+        self._frozen: Any = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._credentials, name)
+
+    def get_frozen_credentials(self) -> Any:
+        """What requests are signed with. Raises NotYetError."""
+        if self._frozen is None or self._credentials.refresh_needed():
+            valid = self._frozen is not None and not self._credentials.refresh_needed(_STILL_VALID)
+            try:
+                self._attempt.result(self._renew, 0 if valid else self._seconds)
+            except NotYetError:
+                if not valid:
+                    raise
+        return self._frozen
+
+    def _renew(self) -> None:
+        self._frozen = self._credentials.get_frozen_credentials()
+
+
+class _Provider:
+    """What a session of the SDK gets its credentials from, with a limit for their renewal."""
+
+    def __init__(self, provider: Any, seconds: float) -> None:
+        self._provider = provider
+        self._seconds = seconds
+        self.renewing: _Renewing | None = None
+
+    def load_credentials(self) -> Any:
+        found = self._provider.load_credentials()
+        if isinstance(found, botocore.credentials.RefreshableCredentials):
+            self.renewing = found = _Renewing(found, self._seconds)
+        return found
+
+
+def _hangs(call: Call) -> TransientStoreError:
+    return TransientStoreError(
+        f"{call.what}: there are no credentials yet, what gives them does not answer; check credential_process, the"
+        " role or the single sign-on of the AWS profile"
+    )
 
 
 def _session() -> Any:
