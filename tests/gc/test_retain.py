@@ -111,7 +111,7 @@ class TestLineage:
         assert [commit.key for commit in found] == [keys[n] for n in (0, 1, 3, 4, 7, 8)]
         assert [commit.position for commit in found] == list(range(6))
         ages = [commit.superseded for commit in found]
-        assert ages == [None, 0.0, 30.0, 30.0, 70.0, 70.0]
+        assert ages == [None, 0.0, 10.0, 30.0, 40.0, 70.0]
         # Without a mark nobody knows that what is left was ever HEAD.
         assert [c.key for c in lineage(keys[0], manifests.get, infos, set(), seq_in)] == keys[:2]
 
@@ -252,3 +252,21 @@ def test_a_pin_that_comes_while_garbage_is_collected_counts(world: GcWorld) -> N
 def test_readers_have_an_hour_whatever_the_retention() -> None:
     commits = [Commit("c0", 0, None), Commit("c1", 1, 5.0), Commit("c2", 2, READERS - 1), Commit("c3", 3, READERS)]
     assert keep_for(Retention(0, 0, 0))(commits) == {"c0", "c1", "c2"}
+
+
+def test_work_after_a_long_rest_does_not_take_away_what_was_before_it(world: GcWorld) -> None:
+    """How old a save point is counts from when it was replaced, also after its successor has gone."""
+    world.policy = keep_for(Retention())
+    world.crash()
+    world.start()
+    world.create(b"before", os.urandom(5000))
+    world.commit()
+    before = world.head().commit
+    for gap in (40 * DAY, 60.0, 60.0, 2 * HOUR, 2 * HOUR):
+        world.pass_time(gap)
+        world.now += int(gap * 1e9)
+        world.touch()
+        world.collect()
+    assert before in history(world)
+    store = world.observer()
+    check_commit(store, decode_manifest(store.get(before).data), world.sizes(store))

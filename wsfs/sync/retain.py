@@ -89,22 +89,20 @@ def lineage(
     rest = sorted((key for key in marked if key in commits), key=seq_of, reverse=True)
     key, superseded = head, None
     position = 0
-    below = None
     while key:
         manifest = manifest_of(key)
-        # A commit that is not listed was made after the listing.
-        age = commits[key].age if key in commits else 0.0
-        if manifest is not None:
-            yield Commit(key, position, superseded, seconds_of(manifest.created))
-            superseded = max(superseded or 0.0, age)
-            position += 1
-            below, key = manifest.seq, manifest.parent
-            if key and seq_of(key) >= below:
-                raise FormatError(f"the commit '{manifest.key}' names a parent that is not older: '{key}'")
-        else:
-            rest = [one for one in rest if below is None or seq_of(one) < below]
+        if manifest is None:
+            rest = [one for one in rest if seq_of(one) < seq_of(key)]
             key = rest.pop(0) if rest else ""
-            superseded = max(superseded or 0.0, commits[key].age) if key else None
+            continue
+        yield Commit(key, position, superseded, seconds_of(manifest.created))
+        # A commit that is not listed was made after the listing. Where successors are gone, the next newer one that is
+        # there stands for them: how old the commit itself is does not count, it may have been HEAD for long.
+        superseded = max(superseded or 0.0, commits[key].age if key in commits else 0.0)
+        position += 1
+        key = manifest.parent
+        if key and seq_of(key) >= manifest.seq:
+            raise FormatError(f"the commit '{manifest.key}' names a parent that is not older: '{key}'")
 
 
 def seconds_of(created: str) -> float:
