@@ -86,7 +86,7 @@ def lineage(
     Where a commit is missing, the history goes on with the next older one that is marked: only ancestors ever are.
     `commits` is the listing of all. Raises what `manifest_of` raises.
     """
-    rest = sorted((key for key in marked if key in commits), key=seq_of, reverse=True)
+    rest = sorted(marked, key=seq_of, reverse=True)  # a listing of the commits may lack some
     key, superseded = head, None
     position = 0
     while key:

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left
-from collections.abc import Callable, Collection, Container, Iterator, Mapping
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice, pairwise, zip_longest
 from typing import Final, NamedTuple, TypeVar
 
-from wsfs.errors import FormatError, NotFoundError
+from wsfs.errors import FormatError, NotFoundError, TransientStoreError
 from wsfs.log import get_log
 from wsfs.repo import codec
 from wsfs.repo.fork import FORKS, base_of, forked
@@ -23,8 +23,8 @@ from wsfs.repo.manifest import Manifest, SegmentRef, decode_manifest
 from wsfs.repo.segment import Row
 from wsfs.store.base import ObjectInfo, Store
 from wsfs.sync.load import read_segment
-from wsfs.sync.pins import pin_of, read_pins
-from wsfs.sync.retain import READERS, Commit, Policy, keep_for, lineage
+from wsfs.sync.pins import pinned, read_pins
+from wsfs.sync.retain import NEWEST, READERS, Commit, Policy, keep_for, lineage
 from wsfs.values import Retention
 
 log = get_log(__name__)
@@ -184,7 +184,7 @@ class Survey:
 
         Rows that newer deltas hide from all of them do not count. `known` are packs that are live anyway: partitions
         that lead to no other are not looked at so closely. Raises StoreError, and FormatError when anything cannot be
-        read whole: then nobody can know what is live.
+        read whole: then nobody can know what is live. One answer of the store that is wrong makes nothing dead.
         """
         if self._manifest(head, head_digest) is None:
             raise FormatError(f"the workspace at {self._store.url} is damaged: '{head}' is missing")
@@ -194,12 +194,12 @@ class Survey:
         keys.add(head)
         lonely = {old.key for new, old in pairwise(history) if old.key in keys and new.key not in keys}
         lonely |= {one.key for one in history if one.key in keys and mark_of(one.key) in listing.marks}
-        commits = {key: found for key in keys if (found := self._manifest(key)) is not None}
+        commits = self._read_all(keys, listing)
         recent = keep_for(Retention(0, 0, 0))(history)
         pins, expired = self._pinned(listing)
-        pins |= {key: found for key in held if (found := self._manifest(key)) is not None}
+        pins |= self._read_all(held, listing) | self._unexplained(history, listing)
         # Not among the pins: if what a fork needs cannot be read whole, nothing may be deleted.
-        commits |= {key: found for key in map(forked, listing.forks) if (found := self._manifest(key)) is not None}
+        commits |= self._read_all(map(forked, listing.forks), listing)
         pins = {key: found for key, found in pins.items() if key not in commits}
         for some, tolerant in ((commits, False), (pins, True)):
             bases = {ref.key: ref for manifest in some.values() for ref in manifest.base}
@@ -222,24 +222,53 @@ class Survey:
         """The pinned commits, as far as they can be read (one may have been pinned because it is damaged), and the
         names of pins that keep nothing."""
         found, expired = {}, set()
-        for key, pin in read_pins(self._store, listing.pins.values()).items():
-            # What is pinned while we look is not listed, and is not older than the listing.
-            if pin.expired or (key not in listing.commits and pin.age >= READERS):
-                expired.add(pin_of(key))
-            elif key in listing.commits:
-                try:
-                    manifest = self._manifest(key)
-                except FormatError as exc:
-                    log.warning("a pinned commit is damaged", key=key, error=exc)
-                else:
-                    if manifest is not None:
-                        found[key] = manifest
+        pins = read_pins(self._store, listing.pins.values())
+        # What an older version of a pin says is not enough to end it.
+        again = [info for info in listing.pins.values() if (pin := pins.get(pinned(info.key))) and pin.expired]
+        pins |= read_pins(self._store, again)
+        for info in listing.pins.values():
+            key = pinned(info.key)
+            # One that is listed counts, also if it cannot be found: until it is not listed either.
+            pin = pins.get(key)
+            if pin is not None and pin.expired:
+                expired.add(info.key)
+                continue
+            try:
+                manifest = self._find(key, listing)
+            except FormatError as exc:
+                log.warning("a pinned commit is damaged", key=key, error=exc)
+                continue
+            if manifest is not None:
+                found[key] = manifest
+            elif info.age >= READERS:
+                # What is pinned while we look is not listed, and is not older than the listing.
+                expired.add(info.key)
         return found, expired
+
+    def _unexplained(self, history: list[Commit], listing: Listing) -> dict[str, Manifest]:
+        """Commits that may be HEAD's ancestors although neither parents nor marks lead to them: older than one that is
+        missing, and newer than where the history goes on. Either they never became HEAD, or the store has lost what led
+        to them, or says so. They stay until nothing of that age is kept."""
+        found = {}
+        for new, old in zip_longest(history, history[1:]):
+            parent = self._manifests[new.key].parent
+            if not parent or parent in listing.commits or (old is not None and old.key == parent):
+                continue
+            newest, oldest = seq_in(parent), -1 if old is None else seq_in(old.key)
+            age = listing.commits[new.key].age if new.key in listing.commits else 0.0
+            replaced = max(new.superseded or 0.0, age)
+            for key in listing.commits:
+                if oldest < seq_in(key) < newest and self._policy([Commit(key, NEWEST, replaced)]):
+                    with suppress(FormatError):
+                        manifest = self._manifest(key)
+                        if manifest is not None:
+                            found[key] = manifest
+        return found
 
     def _chain(self, head: str, listing: Listing, history: list[Commit]) -> Iterator[Commit]:
         """HEAD's commit and its ancestors; they are noted in `history` as they are asked for."""
         marks = {marked(key) for key in listing.marks}
-        for commit in lineage(head, self._manifest, listing.commits, marks, seq_in):
+        for commit in lineage(head, lambda key: self._find(key, listing), listing.commits, marks, seq_in):
             history.append(commit)
             yield commit
 
@@ -260,8 +289,23 @@ class Survey:
                 for _ in pool.map(read, batch):
                     pass
 
+    def _read_all(self, keys: Iterable[str], listing: Listing) -> dict[str, Manifest]:
+        return {key: found for key in keys if (found := self._find(key, listing)) is not None}
+
+    def _find(self, key: str, listing: Listing) -> Manifest | None:
+        """A commit's manifest, None if it is gone. Raises FormatError, StoreError.
+
+        To take a commit for gone by mistake would make all dead that it leads to. So both answers must say it.
+        """
+        found = self._manifest(key)
+        if found is None and key in listing.commits:
+            raise TransientStoreError(
+                f"{self._store.url}: '{key}' is listed, but cannot be read: one of these answers is wrong"
+            )
+        return found
+
     def _manifest(self, key: str, expected: bytes | None = None) -> Manifest | None:
-        """A commit's manifest, None if it is not there. Raises FormatError, StoreError."""
+        """A commit's manifest, None if the store does not find it. Raises FormatError, StoreError."""
         found = self._manifests.get(key)
         if found is None:
             try:
