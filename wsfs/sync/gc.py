@@ -193,7 +193,7 @@ class Collector:
     def _collect(self, done: Collected) -> None:
         if self._index.unloaded():
             return
-        listing = list_objects(self._store)
+        listing = list_objects(self._store, self._check_time)
         self._lease.measured(listing.size)
         self._reached("listed")
         # What takes long is read here, so that no commit has to wait for it; then again, for what came since.

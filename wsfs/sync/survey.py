@@ -23,6 +23,7 @@ from wsfs.repo.manifest import Manifest, SegmentRef, decode_manifest
 from wsfs.repo.segment import Row
 from wsfs.store.base import ObjectInfo, Store
 from wsfs.sync.load import read_segment
+from wsfs.sync.pins import PREFIX as PINS
 from wsfs.sync.pins import pinned, read_pins
 from wsfs.sync.retain import NEWEST, READERS, Commit, Policy, keep_for, lineage
 from wsfs.values import Retention
@@ -32,6 +33,7 @@ log = get_log(__name__)
 T = TypeVar("T")
 
 _READERS: Final = 8
+_PAGE: Final = 1000
 
 _COMMIT = re.compile(r"commits/(\d{10,})-([0-9a-f]{8})-[0-9a-z]+")
 _PIN = re.compile(r"kept/(\d{10,}-[0-9a-f]{8}-[0-9a-z]+)")
@@ -64,33 +66,44 @@ class Listing:
         return sum(info.size for kind in kinds for info in kind.values())
 
 
-def list_objects(store: Store) -> Listing:
-    """Every object, as it is listed now. Raises StoreError."""
-    found = Listing()
-    for info in store.list("commits/"):
-        if _COMMIT.fullmatch(info.key):
-            found.commits[info.key] = info
-    for info in store.list("kept/"):
-        if _PIN.fullmatch(info.key):
-            found.pins[info.key] = info
-    for info in store.list("points/"):
-        if _MARK.fullmatch(info.key):
-            found.marks[info.key] = info
-    for info in store.list(FORKS):
-        if _FORK.fullmatch(info.key):
-            found.forks[info.key] = info
-    for info in store.list("meta/"):
-        if _SEGMENT.fullmatch(info.key):
-            found.segments[info.key] = info
-    found.packs.update(_list_packs(store))
-    return found
+def list_objects(store: Store, check_time: Callable[[], None] = lambda: None) -> Listing:
+    """Every object, as it is listed now. `check_time` may raise what ends it early. Raises StoreError."""
+    return Listing(
+        commits=dict(_list(store, "commits/", _COMMIT, check_time)),
+        pins=list_pins(store, check_time),
+        marks=dict(_list(store, "points/", _MARK, check_time)),
+        forks=list_forks(store, check_time),
+        segments=dict(_list(store, "meta/", _SEGMENT, check_time)),
+        packs=dict(_list_packs(store, check_time)),
+    )
 
 
-def _list_packs(store: Store) -> Iterator[tuple[int, ObjectInfo]]:
-    for info in store.list("packs/"):
-        match = _PACK.fullmatch(info.key)
-        if match:
-            yield pack_id(int(match[1], 16), int(match[2], 16)), info
+def list_pins(store: Store, check_time: Callable[[], None] = lambda: None) -> dict[str, ObjectInfo]:
+    """The pins that are there now. Raises StoreError."""
+    return dict(_list(store, PINS, _PIN, check_time))
+
+
+def list_forks(store: Store, check_time: Callable[[], None] = lambda: None) -> dict[str, ObjectInfo]:
+    """What keeps commits for forks now. Raises StoreError."""
+    return dict(_list(store, FORKS, _FORK, check_time))
+
+
+def _list(
+    store: Store, prefix: str, name: re.Pattern[str], check_time: Callable[[], None]
+) -> Iterator[tuple[str, ObjectInfo]]:
+    check_time()
+    for number, info in enumerate(store.list(prefix), 1):
+        if name.fullmatch(info.key):
+            yield info.key, info
+        if not number % _PAGE:  # before the next page is asked for
+            check_time()
+
+
+def _list_packs(store: Store, check_time: Callable[[], None] = lambda: None) -> Iterator[tuple[int, ObjectInfo]]:
+    for key, info in _list(store, "packs/", _PACK, check_time):
+        match = _PACK.fullmatch(key)
+        assert match is not None
+        yield pack_id(int(match[1], 16), int(match[2], 16)), info
 
 
 def pack_sizes(store: Store, listing: Listing) -> dict[int, int]:
