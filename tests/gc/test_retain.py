@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wsfs.errors import NotFoundError
+from wsfs.repo.frame import dump_json
 from wsfs.repo.manifest import decode_manifest
 from wsfs.store.base import ObjectInfo
-from wsfs.sync.pins import Kind, pin, read_pins
+from wsfs.sync.pins import Kind, pin, pin_longer, pin_of, read_pins
 from wsfs.sync.retain import NEWEST, READERS, Commit, keep_for, lineage
 from wsfs.sync.survey import list_objects, seq_in
 from wsfs.values import Retention
@@ -270,3 +271,11 @@ def test_work_after_a_long_rest_does_not_take_away_what_was_before_it(world: GcW
     assert before in history(world)
     store = world.observer()
     check_commit(store, decode_manifest(store.get(before).data), world.sizes(store))
+
+
+def test_a_pin_of_a_kind_that_is_not_known_lives_longer_and_stays_of_that_kind(world: GcWorld) -> None:
+    commit, store = world.head().commit, world.observer()
+    store.put(pin_of(commit), dump_json({"commit": commit, "reason": "why", "kind": "of a newer wsfs", "keep": 10}))
+    pin_longer(store, commit, "shown", Kind.READER, DAY)
+    found = read_pins(store, list_objects(store).pins.values())[commit]
+    assert (found.kind, found.reason, found.keep) == ("of a newer wsfs", "why", DAY)

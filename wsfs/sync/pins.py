@@ -70,7 +70,7 @@ def pin(
     commit: str,
     reason: str,
     *,
-    kind: Kind = Kind.REPAIR,
+    kind: str = Kind.REPAIR,
     keep: float | None = PIN_SECONDS,
     name: str | None = None,
     paths: Sequence[bytes] | None = None,
@@ -101,7 +101,7 @@ def pin_longer(
     if kind != Kind.READER:
         pin(store, commit, reason, kind=kind, keep=keep, name=old.name, paths=paths)
     elif old.left is not None and old.left < seconds:
-        pin(store, commit, old.reason, kind=Kind(old.kind), keep=keep, name=old.name, paths=old.paths)
+        pin(store, commit, old.reason, kind=old.kind, keep=keep, name=old.name, paths=old.paths)
 
 
 def pin_of(commit: str) -> str:
