@@ -10,7 +10,7 @@ from garbage import HOUR, GcWorld, check_commit
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wsfs.errors import NotFoundError
+from wsfs.errors import NotFoundError, TransientStoreError
 from wsfs.repo.frame import dump_json
 from wsfs.repo.manifest import decode_manifest
 from wsfs.store.base import ObjectInfo
@@ -279,3 +279,31 @@ def test_a_pin_of_a_kind_that_is_not_known_lives_longer_and_stays_of_that_kind(w
     pin_longer(store, commit, "shown", Kind.READER, DAY)
     found = read_pins(store, list_objects(store).pins.values())[commit]
     assert (found.kind, found.reason, found.keep) == ("of a newer wsfs", "why", DAY)
+
+
+@pytest.mark.parametrize("kind", [Kind.READER, Kind.RESTORE])
+@pytest.mark.parametrize("answer", ["not found", "an older version", "no answer to the write"])
+def test_a_pin_for_ever_is_not_replaced_by_a_short_one(world: GcWorld, kind: Kind, answer: str) -> None:
+    """Whatever the store says about it once."""
+    commit, store = world.head().commit, world.observer()
+    pin(store, commit, "shown", kind=Kind.READER, keep=DAY)
+    older = store.get(pin_of(commit))
+    pin(store, commit, "a test", kind=Kind.USER, keep=None, name="thesis")
+    told = False
+
+    def once(method: str, key: str) -> None:
+        nonlocal told
+        if not told and (method == "get") == (answer == "not found"):
+            told = True
+            raise (NotFoundError if method == "get" else TransientStoreError)("once")
+
+    plain = store.get
+    if answer == "an older version":
+        store.get = lambda key, *_: store.__dict__.pop("get") and older  # type: ignore[method-assign]
+    else:
+        store.fault = store.lost = once
+    pin_longer(store, commit, "something", kind, 30 * DAY)
+    store.heal()
+    store.get = plain  # type: ignore[method-assign]
+    found = read_pins(store, list_objects(store).pins.values())[commit]
+    assert (found.keep, found.name) == (None, "thesis")
