@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from garbage import HOUR, GcWorld, check_commit
 from wsfs.errors import NotFoundError, TransientStoreError, WsfsError
 from wsfs.repo.fork import mark_fork
 from wsfs.repo.frame import dump_json
-from wsfs.repo.manifest import decode_manifest
+from wsfs.repo.manifest import decode_manifest, encode_manifest
 from wsfs.store.base import Blob, ObjectInfo
 from wsfs.sync.history import save_points
 from wsfs.sync.pins import Kind, pin, pinned
@@ -217,3 +218,32 @@ def test_one_wrong_listing(rich: tuple[GcWorld, set[str]], prefix: str, lacks: s
 
     for nth in (1, 2) if prefix in ("kept/", "forks/") else (1,):
         tell_one_lie(world, kept, lie_in(nth))
+
+
+def test_a_pin_that_a_listing_lacks_keeps_what_a_young_commit_leads_to(world: GcWorld) -> None:
+    """A commit that HEAD does not descend from, too young to go itself: its metadata is older than it."""
+    world.create(b"a", os.urandom(20000))
+    world.commit()
+    world.bury()
+    own = decode_manifest(world.store.get(world.head().commit).data)
+    other = replace(own, seq=own.seq - 1, nonce="f" * 16, parent="")
+    for _ in range(8):
+        world.touch()
+    world.pass_time(2 * HOUR)
+    world.touch()
+    world.touch()
+    world.store.put(other.key, encode_manifest(other))
+    pin(world.observer(), other.key, "a test", keep=None)
+    plain, asked = world.store.list, 0
+
+    def listed(prefix: str) -> Iterator[ObjectInfo]:
+        nonlocal asked
+        asked += prefix == "kept/"
+        return iter(()) if prefix == "kept/" and asked == 1 else plain(prefix)
+
+    world.store.list = listed  # type: ignore[method-assign]
+    world.collect()
+    assert asked > 1
+    world.touch()
+    world.collect()
+    check_whole(world, {other.key})
