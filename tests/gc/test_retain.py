@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -20,6 +22,12 @@ from wsfs.sync.survey import list_objects, seq_in
 from wsfs.values import Retention
 
 DAY = 86400.0
+CLOCKS: dict[str, Callable[[float], float]] = {
+    "right": lambda when: when,
+    "ahead": lambda when: when + 1234.5,
+    "begins anew at each boot": lambda when: when % 50000.0,
+    "always the same": lambda _when: 600.0,
+}
 RETENTIONS = st.builds(
     Retention,
     st.sampled_from([3600.0, 7200.0]),
@@ -29,14 +37,17 @@ RETENTIONS = st.builds(
 GAPS = st.lists(st.sampled_from([30.0, 600.0, 1800.0, 5000.0, 20000.0, 100000.0]), min_size=1, max_size=60)
 
 
-def seen_at(made: list[float], now: float, *, among: set[str] | None = None) -> list[Commit]:
-    """The commits that were made at these times, newest first, as they are at `now`; the clock never jumps."""
+def seen_at(
+    made: list[float], now: float, *, among: set[str] | None = None, writer: str = "right", store: str = "right"
+) -> list[Commit]:
+    """The commits that were made at these times, newest first, as they are at `now`, with what two clocks said."""
     there = [number for number, when in enumerate(made) if when <= now]
     found: list[Commit] = []
     for number in reversed(there):
         if among is None or f"c{number}" in among:
-            last = number == there[-1]
-            found.append(Commit(f"c{number}", len(found), None if last else now - made[number + 1], made[number]))
+            age = None if number == there[-1] else now - made[number + 1]
+            created, written = CLOCKS[writer](made[number]), CLOCKS[store](made[number])
+            found.append(Commit(f"c{number}", len(found), age, created, written))
     return found
 
 
@@ -47,20 +58,26 @@ def times(gaps: list[float]) -> list[float]:
     return made
 
 
-@given(RETENTIONS, GAPS, st.lists(st.sampled_from([1.0, 500.0, 4000.0, 90000.0]), min_size=1, max_size=8))
+@given(
+    RETENTIONS,
+    GAPS,
+    st.lists(st.sampled_from([1.0, 500.0, 4000.0, 90000.0]), min_size=1, max_size=8),
+    st.sampled_from(list(CLOCKS)),
+    st.sampled_from(list(CLOCKS)),
+)
 def test_what_is_kept_later_was_kept_before_and_nobody_misses_what_went(
-    retention: Retention, gaps: list[float], steps: list[float]
+    retention: Retention, gaps: list[float], steps: list[float], writer: str, store: str
 ) -> None:
     policy, made = keep_for(retention), times(gaps)
     now = made[len(made) // 2]
     before = {commit.key for commit in seen_at(made, now)}
-    survivors = policy(seen_at(made, now))
+    survivors = policy(seen_at(made, now, writer=writer, store=store))
     for step in steps:
         was, now = now, now + step
         fresh = {f"c{number}" for number, when in enumerate(made) if was < when <= now}
-        kept = policy(seen_at(made, now))
+        kept = policy(seen_at(made, now, writer=writer, store=store))
         assert kept & before <= survivors
-        assert policy(seen_at(made, now, among=survivors | fresh)) == kept
+        assert policy(seen_at(made, now, among=survivors | fresh, writer=writer, store=store)) == kept
         before, survivors = before | fresh, kept
 
 
@@ -83,16 +100,31 @@ def test_a_save_point_remains_of_each_hour_and_of_each_day(gaps: list[float], re
             assert commit.key not in kept
 
 
+@pytest.mark.parametrize(
+    ("writer", "store"),
+    [("begins anew at each boot", "right"), ("always the same", "ahead"), ("right", "always the same")],
+)
+def test_one_wrong_clock_costs_no_save_point(writer: str, store: str) -> None:
+    """The writer's begins anew at each boot; the store's times are those of a copy of the bucket."""
+    policy = keep_for(Retention())
+    every_day = [1_700_000_000.0 + DAY * number for number in range(20)]
+    now = every_day[-1] + 5.0
+    assert len(policy(seen_at(every_day, now, writer=writer, store=store))) == 20
+    often = [1_700_000_000.0 + 600.0 * number for number in range(6 * 20)]
+    kept = policy(seen_at(often, often[-1] + 5.0, writer=writer, store=store))
+    right = policy(seen_at(often, often[-1] + 5.0))
+    assert len(right) <= len(kept) <= 2 * len(right), "and it does not keep much more"
+
+
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=40), st.floats(0, DAY), RETENTIONS)
 def test_a_clock_that_jumps_brings_nothing_back(created: list[float], later: float, retention: Retention) -> None:
     ages: list[float | None] = [None, *(600.0 * n for n in range(len(created) - 1))]
-    commits = [Commit(f"c{n}", n, age, when) for n, (age, when) in enumerate(zip(ages, created, strict=True))]
-    after = [
-        Commit(c.key, c.position + 1, later if c.superseded is None else c.superseded + later, c.created)
-        for c in commits
+    commits = [
+        Commit(f"c{n}", n, age, when, 1e9 - 600 * n) for n, (age, when) in enumerate(zip(ages, created, strict=True))
     ]
+    after = [replace(c, position=c.position + 1, superseded=later + (c.superseded or 0.0)) for c in commits]
     policy = keep_for(retention)
-    assert policy([Commit("new", 0, None, 0.0), *after]) - {"new"} <= policy(commits)
+    assert policy([Commit("new", 0, None, 0.0, 1e9 + later), *after]) - {"new"} <= policy(commits)
 
 
 class TestLineage:

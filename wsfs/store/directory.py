@@ -245,7 +245,8 @@ class DirectoryStore:
                         yield from self._walk(key, prefix)
                 elif entry.is_file(follow_symlinks=False) and key.startswith(prefix):
                     info = entry.stat(follow_symlinks=False)
-                    yield ObjectInfo(key, info.st_size, max(0.0, self._clock() - info.st_mtime))
+                    age = max(0.0, self._clock() - info.st_mtime)
+                    yield ObjectInfo(key, info.st_size, age, info.st_mtime)
 
     def _etag_of(self, fd: int, info: os.stat_result) -> str:
         """The etag of an open object of which only a range is read: packs are hashed once, not once a range.
