@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import pytest
 from garbage import Clock, GcWorld
@@ -48,7 +49,7 @@ class Aged:
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         for info in self.inner.list(prefix):
-            yield ObjectInfo(info.key, info.size, info.age + self._age(info.key))
+            yield replace(info, age=info.age + self._age(info.key))
 
     def close(self) -> None:
         self.inner.close()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -10,15 +12,22 @@ from garbage import HOUR, GcWorld, check_commit
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wsfs.errors import NotFoundError
+from wsfs.errors import NotFoundError, TransientStoreError
+from wsfs.repo.frame import dump_json
 from wsfs.repo.manifest import decode_manifest
 from wsfs.store.base import ObjectInfo
-from wsfs.sync.pins import Kind, pin, read_pins
+from wsfs.sync.pins import Kind, pin, pin_longer, pin_of, read_pins
 from wsfs.sync.retain import NEWEST, READERS, Commit, keep_for, lineage
 from wsfs.sync.survey import list_objects, seq_in
 from wsfs.values import Retention
 
 DAY = 86400.0
+CLOCKS: dict[str, Callable[[float], float]] = {
+    "right": lambda when: when,
+    "ahead": lambda when: when + 1234.5,
+    "begins anew at each boot": lambda when: when % 50000.0,
+    "always the same": lambda _when: 600.0,
+}
 RETENTIONS = st.builds(
     Retention,
     st.sampled_from([3600.0, 7200.0]),
@@ -28,14 +37,17 @@ RETENTIONS = st.builds(
 GAPS = st.lists(st.sampled_from([30.0, 600.0, 1800.0, 5000.0, 20000.0, 100000.0]), min_size=1, max_size=60)
 
 
-def seen_at(made: list[float], now: float, *, among: set[str] | None = None) -> list[Commit]:
-    """The commits that were made at these times, newest first, as they are at `now`; the clock never jumps."""
+def seen_at(
+    made: list[float], now: float, *, among: set[str] | None = None, writer: str = "right", store: str = "right"
+) -> list[Commit]:
+    """The commits that were made at these times, newest first, as they are at `now`, with what two clocks said."""
     there = [number for number, when in enumerate(made) if when <= now]
     found: list[Commit] = []
     for number in reversed(there):
         if among is None or f"c{number}" in among:
-            last = number == there[-1]
-            found.append(Commit(f"c{number}", len(found), None if last else now - made[number + 1], made[number]))
+            age = None if number == there[-1] else now - made[number + 1]
+            created, written = CLOCKS[writer](made[number]), CLOCKS[store](made[number])
+            found.append(Commit(f"c{number}", len(found), age, created, written))
     return found
 
 
@@ -46,20 +58,26 @@ def times(gaps: list[float]) -> list[float]:
     return made
 
 
-@given(RETENTIONS, GAPS, st.lists(st.sampled_from([1.0, 500.0, 4000.0, 90000.0]), min_size=1, max_size=8))
+@given(
+    RETENTIONS,
+    GAPS,
+    st.lists(st.sampled_from([1.0, 500.0, 4000.0, 90000.0]), min_size=1, max_size=8),
+    st.sampled_from(list(CLOCKS)),
+    st.sampled_from(list(CLOCKS)),
+)
 def test_what_is_kept_later_was_kept_before_and_nobody_misses_what_went(
-    retention: Retention, gaps: list[float], steps: list[float]
+    retention: Retention, gaps: list[float], steps: list[float], writer: str, store: str
 ) -> None:
     policy, made = keep_for(retention), times(gaps)
     now = made[len(made) // 2]
     before = {commit.key for commit in seen_at(made, now)}
-    survivors = policy(seen_at(made, now))
+    survivors = policy(seen_at(made, now, writer=writer, store=store))
     for step in steps:
         was, now = now, now + step
         fresh = {f"c{number}" for number, when in enumerate(made) if was < when <= now}
-        kept = policy(seen_at(made, now))
+        kept = policy(seen_at(made, now, writer=writer, store=store))
         assert kept & before <= survivors
-        assert policy(seen_at(made, now, among=survivors | fresh)) == kept
+        assert policy(seen_at(made, now, among=survivors | fresh, writer=writer, store=store)) == kept
         before, survivors = before | fresh, kept
 
 
@@ -82,16 +100,31 @@ def test_a_save_point_remains_of_each_hour_and_of_each_day(gaps: list[float], re
             assert commit.key not in kept
 
 
+@pytest.mark.parametrize(
+    ("writer", "store"),
+    [("begins anew at each boot", "right"), ("always the same", "ahead"), ("right", "always the same")],
+)
+def test_one_wrong_clock_costs_no_save_point(writer: str, store: str) -> None:
+    """The writer's begins anew at each boot; the store's times are those of a copy of the bucket."""
+    policy = keep_for(Retention())
+    every_day = [1_700_000_000.0 + DAY * number for number in range(20)]
+    now = every_day[-1] + 5.0
+    assert len(policy(seen_at(every_day, now, writer=writer, store=store))) == 20
+    often = [1_700_000_000.0 + 600.0 * number for number in range(6 * 20)]
+    kept = policy(seen_at(often, often[-1] + 5.0, writer=writer, store=store))
+    right = policy(seen_at(often, often[-1] + 5.0))
+    assert len(right) <= len(kept) <= 2 * len(right), "and it does not keep much more"
+
+
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=40), st.floats(0, DAY), RETENTIONS)
 def test_a_clock_that_jumps_brings_nothing_back(created: list[float], later: float, retention: Retention) -> None:
     ages: list[float | None] = [None, *(600.0 * n for n in range(len(created) - 1))]
-    commits = [Commit(f"c{n}", n, age, when) for n, (age, when) in enumerate(zip(ages, created, strict=True))]
-    after = [
-        Commit(c.key, c.position + 1, later if c.superseded is None else c.superseded + later, c.created)
-        for c in commits
+    commits = [
+        Commit(f"c{n}", n, age, when, 1e9 - 600 * n) for n, (age, when) in enumerate(zip(ages, created, strict=True))
     ]
+    after = [replace(c, position=c.position + 1, superseded=later + (c.superseded or 0.0)) for c in commits]
     policy = keep_for(retention)
-    assert policy([Commit("new", 0, None, 0.0), *after]) - {"new"} <= policy(commits)
+    assert policy([Commit("new", 0, None, 0.0, 1e9 + later), *after]) - {"new"} <= policy(commits)
 
 
 class TestLineage:
@@ -111,7 +144,7 @@ class TestLineage:
         assert [commit.key for commit in found] == [keys[n] for n in (0, 1, 3, 4, 7, 8)]
         assert [commit.position for commit in found] == list(range(6))
         ages = [commit.superseded for commit in found]
-        assert ages == [None, 0.0, 30.0, 30.0, 70.0, 70.0]
+        assert ages == [None, 0.0, 10.0, 30.0, 40.0, 70.0]
         # Without a mark nobody knows that what is left was ever HEAD.
         assert [c.key for c in lineage(keys[0], manifests.get, infos, set(), seq_in)] == keys[:2]
 
@@ -252,3 +285,57 @@ def test_a_pin_that_comes_while_garbage_is_collected_counts(world: GcWorld) -> N
 def test_readers_have_an_hour_whatever_the_retention() -> None:
     commits = [Commit("c0", 0, None), Commit("c1", 1, 5.0), Commit("c2", 2, READERS - 1), Commit("c3", 3, READERS)]
     assert keep_for(Retention(0, 0, 0))(commits) == {"c0", "c1", "c2"}
+
+
+def test_work_after_a_long_rest_does_not_take_away_what_was_before_it(world: GcWorld) -> None:
+    """How old a save point is counts from when it was replaced, also after its successor has gone."""
+    world.policy = keep_for(Retention())
+    world.crash()
+    world.start()
+    world.create(b"before", os.urandom(5000))
+    world.commit()
+    before = world.head().commit
+    for gap in (40 * DAY, 60.0, 60.0, 2 * HOUR, 2 * HOUR):
+        world.pass_time(gap)
+        world.now += int(gap * 1e9)
+        world.touch()
+        world.collect()
+    assert before in history(world)
+    store = world.observer()
+    check_commit(store, decode_manifest(store.get(before).data), world.sizes(store))
+
+
+def test_a_pin_of_a_kind_that_is_not_known_lives_longer_and_stays_of_that_kind(world: GcWorld) -> None:
+    commit, store = world.head().commit, world.observer()
+    store.put(pin_of(commit), dump_json({"commit": commit, "reason": "why", "kind": "of a newer wsfs", "keep": 10}))
+    pin_longer(store, commit, "shown", Kind.READER, DAY)
+    found = read_pins(store, list_objects(store).pins.values())[commit]
+    assert (found.kind, found.reason, found.keep) == ("of a newer wsfs", "why", DAY)
+
+
+@pytest.mark.parametrize("kind", [Kind.READER, Kind.RESTORE])
+@pytest.mark.parametrize("answer", ["not found", "an older version", "no answer to the write"])
+def test_a_pin_for_ever_is_not_replaced_by_a_short_one(world: GcWorld, kind: Kind, answer: str) -> None:
+    """Whatever the store says about it once."""
+    commit, store = world.head().commit, world.observer()
+    pin(store, commit, "shown", kind=Kind.READER, keep=DAY)
+    older = store.get(pin_of(commit))
+    pin(store, commit, "a test", kind=Kind.USER, keep=None, name="thesis")
+    told = False
+
+    def once(method: str, key: str) -> None:
+        nonlocal told
+        if not told and (method == "get") == (answer == "not found"):
+            told = True
+            raise (NotFoundError if method == "get" else TransientStoreError)("once")
+
+    plain = store.get
+    if answer == "an older version":
+        store.get = lambda key, *_: store.__dict__.pop("get") and older  # type: ignore[method-assign]
+    else:
+        store.fault = store.lost = once
+    pin_longer(store, commit, "something", kind, 30 * DAY)
+    store.heal()
+    store.get = plain  # type: ignore[method-assign]
+    found = read_pins(store, list_objects(store).pins.values())[commit]
+    assert (found.keep, found.name) == (None, "thesis")

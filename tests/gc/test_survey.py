@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import pytest
+from garbage import GcWorld
 
 from wsfs.model import FrameLoc, Inline, Packed
 from wsfs.repo import codec
 from wsfs.repo.frame import digest
 from wsfs.repo.manifest import Manifest, SegmentRef, encode_manifest
 from wsfs.repo.segment import Row, encode_segment
+from wsfs.store.base import ObjectInfo
 from wsfs.store.memory import MemoryStore
 from wsfs.sync.pins import pin
 from wsfs.sync.retain import Commit
@@ -108,3 +110,19 @@ def test_live_is_what_the_kept_commits_show(seed: int) -> None:
         more = survey.live(history.head, listing, known=some)
         assert live.packs <= more.packs | some
         assert live.packs <= more.packs
+
+
+def test_a_stop_does_not_wait_for_a_long_listing(world: GcWorld) -> None:
+    asked = 0
+
+    def endless(prefix: str) -> Iterator[ObjectInfo]:
+        nonlocal asked
+        for asked in range(1, 100_000):
+            if asked == 1500:
+                world.stopping = True
+            yield ObjectInfo(f"{prefix}{asked}", 1, 0.0)
+
+    world.load_all()
+    world.store.list = endless  # type: ignore[method-assign]
+    assert world.collector.collect().condemned == 0
+    assert asked <= 2000, "no page more than the one that was under way"

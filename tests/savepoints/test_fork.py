@@ -163,6 +163,10 @@ def test_a_base_that_is_gone_is_named_and_repairs_nothing(shop: Shop, mount: Cal
     with pytest.raises(WorkspaceExistsError):
         forks.release(shop.whole("memory://a"), shop.raw("memory://b"))
     assert any(point.pin and "memory://b" in point.pin.reason for point in save_points(shop.whole("memory://a")))
+    head = shop.buckets["memory://b"].objects.pop("HEAD")  # not found once
+    with pytest.raises(WorkspaceExistsError):
+        forks.release(shop.whole("memory://a"), shop.raw("memory://b"))
+    shop.buckets["memory://b"].objects["HEAD"] = head
     shop.raw("memory://a").delete(mark)
     assert [finding.kind for finding in check(shop.whole("memory://b")).findings] == ["base"]
     forks.keep(shop.whole("memory://a"), shop.raw("memory://b"))

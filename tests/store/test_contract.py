@@ -223,6 +223,9 @@ def test_ages_are_small_and_not_negative(store: Store) -> None:
     assert age is not None
     assert 0 <= age < 60
     assert [0 <= info.age < 60 for info in store.list("")] == [True]
+    (first,) = [info.written for info in store.list("")]
+    assert first is not None
+    assert [info.written for info in store.list("")] == [first], "always the same moment, whenever it is asked for"
 
 
 @pytest.mark.parametrize(

@@ -239,7 +239,8 @@ def release(base: Store, raw: Store) -> int:
         read_head(raw)
         present = True
     except NoWorkspaceError:
-        present = False
+        # A HEAD that is not found once is not enough: what is let go of here is deleted.
+        present = next(iter(raw.list("commits/")), None) is not None
     except FormatError:
         present = True  # encrypted, or damaged
     if present:

@@ -26,11 +26,16 @@ class Blob:
 
 @dataclass(frozen=True, slots=True)
 class ObjectInfo:
-    """A row of a listing: key relative to the workspace's prefix, size in bytes, age in seconds."""
+    """A row of a listing: key relative to the workspace's prefix, size in bytes, age in seconds.
+
+    `written` is when the object was written, in seconds by the store's own clock, from whatever moment that counts;
+    None where the store does not say.
+    """
 
     key: str
     size: int
     age: float
+    written: float | None = None
 
 
 @runtime_checkable

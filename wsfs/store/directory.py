@@ -254,7 +254,7 @@ class DirectoryStore:
                         yield from self._walk(key, prefix)
                 elif entry.is_file(follow_symlinks=False) and key.startswith(prefix):
                     info = entry.stat(follow_symlinks=False)
-                    yield ObjectInfo(key, info.st_size, self._age(info))
+                    yield ObjectInfo(key, info.st_size, self._age(info), info.st_mtime)
 
     def _age(self, info: os.stat_result) -> float:
         """How long ago a file was written, by the clock that stamped it."""

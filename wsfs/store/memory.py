@@ -92,7 +92,7 @@ class MemoryStore:
         with self._bucket.lock:
             return iter(
                 [
-                    ObjectInfo(key, len(found.data), max(0.0, now - found.written))
+                    ObjectInfo(key, len(found.data), max(0.0, now - found.written), found.written)
                     for key, found in self._bucket.objects.items()
                     if key.startswith(prefix)
                 ]

@@ -263,7 +263,7 @@ class S3Store:
                     continue  # a "folder" that a console made, or somebody else's object
                 # Without the store's clock everything is new: what asks for ages deletes what is old.
                 age = 0.0 if now is None else max(0.0, (now - row["LastModified"]).total_seconds())
-                yield ObjectInfo(key, row["Size"], age)
+                yield ObjectInfo(key, row["Size"], age, row["LastModified"].timestamp())
 
     def _etag(self, answer: dict[str, Any], operation: str, key: str) -> str:
         quoted = str(answer.get("ETag", "")).removeprefix("W/")

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Final
 
 from cryptography.exceptions import InvalidTag
@@ -146,7 +147,7 @@ class SealedStore:
 
 
 def _of_content(info: ObjectInfo) -> ObjectInfo:
-    return info if info.key in CLEAR else ObjectInfo(info.key, plain_size(info.size), info.age)
+    return info if info.key in CLEAR else replace(info, size=plain_size(info.size))
 
 
 def read_range(store: Store, key: str, start: int, length: int) -> bytes:

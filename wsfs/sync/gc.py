@@ -27,12 +27,11 @@ from wsfs.index.index import Index
 from wsfs.index.tables import Reader, Writer
 from wsfs.log import get_log
 from wsfs.repo import codec
-from wsfs.repo.fork import FORKS, forked
+from wsfs.repo.fork import forked
 from wsfs.repo.frame import dump_json
 from wsfs.store.base import ObjectInfo, Store
 from wsfs.sync.commit import Committer, OnOwner
 from wsfs.sync.lease import Lease
-from wsfs.sync.pins import PREFIX as PINS
 from wsfs.sync.pins import pinned
 from wsfs.sync.repack import Repacker, Usage
 from wsfs.sync.retain import READERS, Policy
@@ -41,7 +40,9 @@ from wsfs.sync.survey import (
     Live,
     Survey,
     epoch_in,
+    list_forks,
     list_objects,
+    list_pins,
     mark_of,
     marked,
     pack_id,
@@ -193,7 +194,7 @@ class Collector:
     def _collect(self, done: Collected) -> None:
         if self._index.unloaded():
             return
-        listing = list_objects(self._store)
+        listing = list_objects(self._store, self._check_time)
         self._lease.measured(listing.size)
         self._reached("listed")
         # What takes long is read here, so that no commit has to wait for it; then again, for what came since.
@@ -321,19 +322,18 @@ class Collector:
             return
         # Not needed for safety (a fenced collector deletes nothing that anybody uses), but it may be time to stop.
         self._lease.refresh()
-        pins = {info.key: info.age for info in self._store.list(PINS)}
-        going = dict(plan.commits)
-        forks = {info.key for info in self._store.list(FORKS)}
+        pins, forks = list_pins(self._store), list_forks(self._store)
         fresh = [pinned(key) for key in pins.keys() - plan.listing.pins.keys()]
-        fresh += [forked(key) for key in forks - plan.listing.forks.keys()]
-        if any(commit in going for commit in fresh):
+        fresh += [forked(key) for key in forks.keys() - plan.listing.forks.keys()]
+        # Also if the commit itself does not go now: what it leads to may.
+        if any(commit not in plan.live.commits for commit in fresh):
             log.info("a save point was pinned or forked meanwhile: garbage is collected later")
             return
         for commit in sorted(plan.live.lonely):
             if mark_of(commit) not in plan.listing.marks:
                 self._store.put(mark_of(commit), dump_json({"commit": commit}))
         self._reached("confirmed")
-        for key in (*plan.marks, *(key for key in plan.pins if pins.get(key, 0.0) >= self._grace)):
+        for key in (*plan.marks, *(key for key in plan.pins if key in pins and pins[key].age >= self._grace)):
             self._store.delete(key)
         for size in self._delete(plan.commits, "commits"):
             done.commits += 1

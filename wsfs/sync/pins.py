@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final
 
-from wsfs.errors import FormatError, NotFoundError
+from wsfs.errors import FormatError, NotFoundError, PreconditionFailedError, TransientStoreError
 from wsfs.repo.fork import forked, url_in
 from wsfs.repo.frame import dump_json, load_json
 from wsfs.store.base import ObjectInfo, Store
+from wsfs.store.sealed import TamperedError
 
 PIN_SECONDS: Final = 30 * 86400.0
 """For how many seconds a pin lives that says nothing else."""
@@ -70,38 +71,61 @@ def pin(
     commit: str,
     reason: str,
     *,
-    kind: Kind = Kind.REPAIR,
+    kind: str = Kind.REPAIR,
     keep: float | None = PIN_SECONDS,
     name: str | None = None,
     paths: Sequence[bytes] | None = None,
+    replaces: str | None = None,
+    new: bool = False,
 ) -> str:
-    """Keep a commit, and all that it leads to. Replaces the pin that the commit may have. Returns the pin's name.
+    """Keep a commit, and all that it leads to. Replaces the pin that the commit may have: only the version `replaces`
+    if that is given, and none if it is `new`. Returns the pin's name.
 
-    The caller knows that the commit is there, and that no collection is about to delete it. Raises StoreError.
+    The caller knows that the commit is there, and that no collection is about to delete it. Raises
+    PreconditionFailedError, StoreError.
     """
     key = pin_of(commit)
     value: dict[str, Any] = {"commit": commit, "reason": reason, "kind": str(kind), "name": name, "keep": keep}
     if paths is not None:
         value["paths"] = [path.hex() for path in paths]
-    store.put(key, dump_json(value))
+    store.put(key, dump_json(value), if_match=replaces, if_none_match=new)
     return key
 
 
 def pin_longer(
     store: Store, commit: str, reason: str, kind: Kind, seconds: float, paths: Sequence[bytes] | None = None
 ) -> None:
-    """Pin a commit for some time; a name that it has, and a longer time, stay. Raises StoreError."""
-    key = pin_of(commit)
-    pins = read_pins(store, [info for info in store.list(key) if info.key == key])
-    old = pins.get(commit)
-    if old is None:
-        pin(store, commit, reason, kind=kind, keep=seconds, paths=paths)
+    """Pin a commit for some time; a name that it has, and a longer time, stay. Raises StoreError.
+
+    So it replaces the version that it has read and no other: neither one that somebody writes meanwhile, nor one that
+    the store did not find just now, which may be for ever.
+    """
+    for last in (False, False, False, True):
+        try:
+            _pin_longer(store, commit, reason, kind, seconds, paths)
+        except (PreconditionFailedError, TransientStoreError):  # the store does not repeat what has a condition
+            if last:
+                raise
+        else:
+            return
+
+
+def _pin_longer(
+    store: Store, commit: str, reason: str, kind: Kind, seconds: float, paths: Sequence[bytes] | None
+) -> None:
+    try:
+        blob = store.get(pin_of(commit))
+    except NotFoundError:
+        pin(store, commit, reason, kind=kind, keep=seconds, paths=paths, new=True)
         return
+    except TamperedError as exc:
+        blob = exc.blob
+    old = _understand(commit, blob.data, blob.age or 0.0)
     keep = None if old.left is None else max(old.left, seconds)
     if kind != Kind.READER:
-        pin(store, commit, reason, kind=kind, keep=keep, name=old.name, paths=paths)
+        pin(store, commit, reason, kind=kind, keep=keep, name=old.name, paths=paths, replaces=blob.etag)
     elif old.left is not None and old.left < seconds:
-        pin(store, commit, old.reason, kind=Kind(old.kind), keep=keep, name=old.name, paths=old.paths)
+        pin(store, commit, old.reason, kind=old.kind, keep=keep, name=old.name, paths=old.paths, replaces=blob.etag)
 
 
 def pin_of(commit: str) -> str:
@@ -122,11 +146,11 @@ def read_pins(store: Store, listed: Iterable[ObjectInfo]) -> dict[str, Pin]:
     def read(info: ObjectInfo) -> Pin | None:
         commit = pinned(info.key)
         try:
-            return _decode(commit, store.get(info.key).data, info.age)
+            return _understand(commit, store.get(info.key).data, info.age)
         except NotFoundError:
             return None
         except FormatError as exc:
-            return Pin(commit, f"this pin is damaged: {exc}", keep=None, age=info.age)
+            return _damaged(commit, exc, info.age)
 
     with ThreadPoolExecutor(_READERS, "wsfs-pins") as pool:
         return {found.commit: found for found in pool.map(read, listed) if found is not None}
@@ -147,6 +171,17 @@ def read_forks(store: Store, listed: Iterable[ObjectInfo]) -> dict[str, Pin]:
         reason = f"{before.reason}, {url}" if before else f"kept for the fork {url}"
         found[commit] = Pin(commit, reason, Kind.FORK, keep=None, age=info.age)
     return found
+
+
+def _understand(commit: str, data: bytes, age: float) -> Pin:
+    try:
+        return _decode(commit, data, age)
+    except FormatError as exc:
+        return _damaged(commit, exc, age)
+
+
+def _damaged(commit: str, why: FormatError, age: float) -> Pin:
+    return Pin(commit, f"this pin is damaged: {why}", keep=None, age=age)
 
 
 def _decode(commit: str, data: bytes, age: float) -> Pin:

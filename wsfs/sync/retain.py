@@ -30,14 +30,16 @@ _DAY: Final = 86400
 class Commit:
     """A commit that HEAD leads to. `position` counts from HEAD's, which has 0.
 
-    `created` is when it was made, in seconds since 1970 by its writer's clock. `superseded`: for how many seconds a
-    newer one has been there, by the store's clock; None for HEAD's.
+    `created` is when it was made, in seconds since 1970 by its writer's clock, and `written` the same by the store's
+    clock; None if that is not known. `superseded`: for how many seconds a newer one has been there, by the store's
+    clock; None for HEAD's.
     """
 
     key: str
     position: int
     superseded: float | None
     created: float = 0.0
+    written: float | None = None
 
 
 Policy = Callable[[Iterable[Commit]], set[str]]
@@ -45,22 +47,24 @@ Policy = Callable[[Iterable[Commit]], set[str]]
 
 
 def keep_for(retention: Retention) -> Policy:
-    """The policy that keeps save points for these times, and never less than what readers need."""
+    """The policy that keeps save points for these times, and never less than what readers need.
+
+    The newest of an hour is what one of both clocks says is it. The writer's may begin anew at each boot, and the store
+    forgets its own when a bucket is copied: all would be of one hour then.
+    """
     every = max(retention.every, READERS)
     longest = max(every, retention.hourly, retention.daily)
 
     def policy(commits: Iterable[Commit]) -> set[str]:
         kept: set[str] = set()
-        hours: set[int] = set()
-        days: set[int] = set()
+        hours: set[tuple[int, int]] = set()
+        days: set[tuple[int, int]] = set()
         for commit in commits:
             age = commit.superseded
             if age is not None and age >= longest and commit.position >= NEWEST:
                 break
-            hour, day = int(commit.created // _HOUR), int(commit.created // _DAY)
-            of_hour, of_day = hour not in hours, day not in days
-            hours.add(hour)
-            days.add(day)
+            of_hour = _is_first(commit, _HOUR, hours)
+            of_day = _is_first(commit, _DAY, days)
             if (
                 age is None
                 or commit.position < NEWEST
@@ -72,6 +76,15 @@ def keep_for(retention: Retention) -> Policy:
         return kept
 
     return policy
+
+
+def _is_first(commit: Commit, seconds: int, seen: set[tuple[int, int]]) -> bool:
+    """Whether by one clock at least no newer commit is of the same hour or day; it is in `seen` from now on."""
+    clocks = enumerate((commit.created, commit.written))
+    periods = {(number, int(when // seconds)) for number, when in clocks if when is not None}
+    first = commit.written is None or not periods <= seen
+    seen |= periods
+    return first
 
 
 def lineage(
@@ -86,25 +99,25 @@ def lineage(
     Where a commit is missing, the history goes on with the next older one that is marked: only ancestors ever are.
     `commits` is the listing of all. Raises what `manifest_of` raises.
     """
-    rest = sorted((key for key in marked if key in commits), key=seq_of, reverse=True)
+    rest = sorted(marked, key=seq_of, reverse=True)  # a listing of the commits may lack some
     key, superseded = head, None
     position = 0
-    below = None
     while key:
         manifest = manifest_of(key)
-        # A commit that is not listed was made after the listing.
-        age = commits[key].age if key in commits else 0.0
-        if manifest is not None:
-            yield Commit(key, position, superseded, seconds_of(manifest.created))
-            superseded = max(superseded or 0.0, age)
-            position += 1
-            below, key = manifest.seq, manifest.parent
-            if key and seq_of(key) >= below:
-                raise FormatError(f"the commit '{manifest.key}' names a parent that is not older: '{key}'")
-        else:
-            rest = [one for one in rest if below is None or seq_of(one) < below]
+        if manifest is None:
+            rest = [one for one in rest if seq_of(one) < seq_of(key)]
             key = rest.pop(0) if rest else ""
-            superseded = max(superseded or 0.0, commits[key].age) if key else None
+            continue
+        info = commits.get(key)
+        written = None if info is None else info.written
+        yield Commit(key, position, superseded, seconds_of(manifest.created), written)
+        # A commit that is not listed was made after the listing. Where successors are gone, the next newer one that is
+        # there stands for them: how old the commit itself is does not count, it may have been HEAD for long.
+        superseded = max(superseded or 0.0, 0.0 if info is None else info.age)
+        position += 1
+        key = manifest.parent
+        if key and seq_of(key) >= manifest.seq:
+            raise FormatError(f"the commit '{manifest.key}' names a parent that is not older: '{key}'")
 
 
 def seconds_of(created: str) -> float:

@@ -40,7 +40,7 @@ def room(store: Store, policy: Policy, check_time: Callable[[], None] = lambda: 
 
     Raises StoreError, and FormatError when anything of them cannot be read.
     """
-    listing = list_objects(store)
+    listing = list_objects(store, check_time)
     head = read_head(store).head
     found = Survey(store, policy, check_time).live(head.commit, listing, head_digest=head.commit_digest)
     newest = found.commits[head.commit]

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left
-from collections.abc import Callable, Collection, Container, Iterator, Mapping
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice, pairwise, zip_longest
 from typing import Final, NamedTuple, TypeVar
 
-from wsfs.errors import FormatError, NotFoundError
+from wsfs.errors import FormatError, NotFoundError, TransientStoreError
 from wsfs.log import get_log
 from wsfs.repo import codec
 from wsfs.repo.fork import FORKS, base_of, forked
@@ -23,8 +23,9 @@ from wsfs.repo.manifest import Manifest, SegmentRef, decode_manifest
 from wsfs.repo.segment import Row
 from wsfs.store.base import ObjectInfo, Store
 from wsfs.sync.load import read_segment
-from wsfs.sync.pins import pin_of, read_pins
-from wsfs.sync.retain import READERS, Commit, Policy, keep_for, lineage
+from wsfs.sync.pins import PREFIX as PINS
+from wsfs.sync.pins import pinned, read_pins
+from wsfs.sync.retain import NEWEST, READERS, Commit, Policy, keep_for, lineage
 from wsfs.values import Retention
 
 log = get_log(__name__)
@@ -32,6 +33,7 @@ log = get_log(__name__)
 T = TypeVar("T")
 
 _READERS: Final = 8
+_PAGE: Final = 1000
 
 _COMMIT = re.compile(r"commits/(\d{10,})-([0-9a-f]{8})-[0-9a-z]+")
 _PIN = re.compile(r"kept/(\d{10,}-[0-9a-f]{8}-[0-9a-z]+)")
@@ -64,33 +66,44 @@ class Listing:
         return sum(info.size for kind in kinds for info in kind.values())
 
 
-def list_objects(store: Store) -> Listing:
-    """Every object, as it is listed now. Raises StoreError."""
-    found = Listing()
-    for info in store.list("commits/"):
-        if _COMMIT.fullmatch(info.key):
-            found.commits[info.key] = info
-    for info in store.list("kept/"):
-        if _PIN.fullmatch(info.key):
-            found.pins[info.key] = info
-    for info in store.list("points/"):
-        if _MARK.fullmatch(info.key):
-            found.marks[info.key] = info
-    for info in store.list(FORKS):
-        if _FORK.fullmatch(info.key):
-            found.forks[info.key] = info
-    for info in store.list("meta/"):
-        if _SEGMENT.fullmatch(info.key):
-            found.segments[info.key] = info
-    found.packs.update(_list_packs(store))
-    return found
+def list_objects(store: Store, check_time: Callable[[], None] = lambda: None) -> Listing:
+    """Every object, as it is listed now. `check_time` may raise what ends it early. Raises StoreError."""
+    return Listing(
+        commits=dict(_list(store, "commits/", _COMMIT, check_time)),
+        pins=list_pins(store, check_time),
+        marks=dict(_list(store, "points/", _MARK, check_time)),
+        forks=list_forks(store, check_time),
+        segments=dict(_list(store, "meta/", _SEGMENT, check_time)),
+        packs=dict(_list_packs(store, check_time)),
+    )
 
 
-def _list_packs(store: Store) -> Iterator[tuple[int, ObjectInfo]]:
-    for info in store.list("packs/"):
-        match = _PACK.fullmatch(info.key)
-        if match:
-            yield pack_id(int(match[1], 16), int(match[2], 16)), info
+def list_pins(store: Store, check_time: Callable[[], None] = lambda: None) -> dict[str, ObjectInfo]:
+    """The pins that are there now. Raises StoreError."""
+    return dict(_list(store, PINS, _PIN, check_time))
+
+
+def list_forks(store: Store, check_time: Callable[[], None] = lambda: None) -> dict[str, ObjectInfo]:
+    """What keeps commits for forks now. Raises StoreError."""
+    return dict(_list(store, FORKS, _FORK, check_time))
+
+
+def _list(
+    store: Store, prefix: str, name: re.Pattern[str], check_time: Callable[[], None]
+) -> Iterator[tuple[str, ObjectInfo]]:
+    check_time()
+    for number, info in enumerate(store.list(prefix), 1):
+        if name.fullmatch(info.key):
+            yield info.key, info
+        if not number % _PAGE:  # before the next page is asked for
+            check_time()
+
+
+def _list_packs(store: Store, check_time: Callable[[], None] = lambda: None) -> Iterator[tuple[int, ObjectInfo]]:
+    for key, info in _list(store, "packs/", _PACK, check_time):
+        match = _PACK.fullmatch(key)
+        assert match is not None
+        yield pack_id(int(match[1], 16), int(match[2], 16)), info
 
 
 def pack_sizes(store: Store, listing: Listing) -> dict[int, int]:
@@ -184,7 +197,7 @@ class Survey:
 
         Rows that newer deltas hide from all of them do not count. `known` are packs that are live anyway: partitions
         that lead to no other are not looked at so closely. Raises StoreError, and FormatError when anything cannot be
-        read whole: then nobody can know what is live.
+        read whole: then nobody can know what is live. One answer of the store that is wrong makes nothing dead.
         """
         if self._manifest(head, head_digest) is None:
             raise FormatError(f"the workspace at {self._store.url} is damaged: '{head}' is missing")
@@ -194,12 +207,12 @@ class Survey:
         keys.add(head)
         lonely = {old.key for new, old in pairwise(history) if old.key in keys and new.key not in keys}
         lonely |= {one.key for one in history if one.key in keys and mark_of(one.key) in listing.marks}
-        commits = {key: found for key in keys if (found := self._manifest(key)) is not None}
+        commits = self._read_all(keys, listing)
         recent = keep_for(Retention(0, 0, 0))(history)
         pins, expired = self._pinned(listing)
-        pins |= {key: found for key in held if (found := self._manifest(key)) is not None}
+        pins |= self._read_all(held, listing) | self._unexplained(history, listing)
         # Not among the pins: if what a fork needs cannot be read whole, nothing may be deleted.
-        commits |= {key: found for key in map(forked, listing.forks) if (found := self._manifest(key)) is not None}
+        commits |= self._read_all(map(forked, listing.forks), listing)
         pins = {key: found for key, found in pins.items() if key not in commits}
         for some, tolerant in ((commits, False), (pins, True)):
             bases = {ref.key: ref for manifest in some.values() for ref in manifest.base}
@@ -222,24 +235,53 @@ class Survey:
         """The pinned commits, as far as they can be read (one may have been pinned because it is damaged), and the
         names of pins that keep nothing."""
         found, expired = {}, set()
-        for key, pin in read_pins(self._store, listing.pins.values()).items():
-            # What is pinned while we look is not listed, and is not older than the listing.
-            if pin.expired or (key not in listing.commits and pin.age >= READERS):
-                expired.add(pin_of(key))
-            elif key in listing.commits:
-                try:
-                    manifest = self._manifest(key)
-                except FormatError as exc:
-                    log.warning("a pinned commit is damaged", key=key, error=exc)
-                else:
-                    if manifest is not None:
-                        found[key] = manifest
+        pins = read_pins(self._store, listing.pins.values())
+        # What an older version of a pin says is not enough to end it.
+        again = [info for info in listing.pins.values() if (pin := pins.get(pinned(info.key))) and pin.expired]
+        pins |= read_pins(self._store, again)
+        for info in listing.pins.values():
+            key = pinned(info.key)
+            # One that is listed counts, also if it cannot be found: until it is not listed either.
+            pin = pins.get(key)
+            if pin is not None and pin.expired:
+                expired.add(info.key)
+                continue
+            try:
+                manifest = self._find(key, listing)
+            except FormatError as exc:
+                log.warning("a pinned commit is damaged", key=key, error=exc)
+                continue
+            if manifest is not None:
+                found[key] = manifest
+            elif info.age >= READERS:
+                # What is pinned while we look is not listed, and is not older than the listing.
+                expired.add(info.key)
         return found, expired
+
+    def _unexplained(self, history: list[Commit], listing: Listing) -> dict[str, Manifest]:
+        """Commits that may be HEAD's ancestors although neither parents nor marks lead to them: older than one that is
+        missing, and newer than where the history goes on. Either they never became HEAD, or the store has lost what led
+        to them, or says so. They stay until nothing of that age is kept."""
+        found = {}
+        for new, old in zip_longest(history, history[1:]):
+            parent = self._manifests[new.key].parent
+            if not parent or parent in listing.commits or (old is not None and old.key == parent):
+                continue
+            newest, oldest = seq_in(parent), -1 if old is None else seq_in(old.key)
+            age = listing.commits[new.key].age if new.key in listing.commits else 0.0
+            replaced = max(new.superseded or 0.0, age)
+            for key in listing.commits:
+                if oldest < seq_in(key) < newest and self._policy([Commit(key, NEWEST, replaced)]):
+                    with suppress(FormatError):
+                        manifest = self._manifest(key)
+                        if manifest is not None:
+                            found[key] = manifest
+        return found
 
     def _chain(self, head: str, listing: Listing, history: list[Commit]) -> Iterator[Commit]:
         """HEAD's commit and its ancestors; they are noted in `history` as they are asked for."""
         marks = {marked(key) for key in listing.marks}
-        for commit in lineage(head, self._manifest, listing.commits, marks, seq_in):
+        for commit in lineage(head, lambda key: self._find(key, listing), listing.commits, marks, seq_in):
             history.append(commit)
             yield commit
 
@@ -260,8 +302,23 @@ class Survey:
                 for _ in pool.map(read, batch):
                     pass
 
+    def _read_all(self, keys: Iterable[str], listing: Listing) -> dict[str, Manifest]:
+        return {key: found for key in keys if (found := self._find(key, listing)) is not None}
+
+    def _find(self, key: str, listing: Listing) -> Manifest | None:
+        """A commit's manifest, None if it is gone. Raises FormatError, StoreError.
+
+        To take a commit for gone by mistake would make all dead that it leads to. So both answers must say it.
+        """
+        found = self._manifest(key)
+        if found is None and key in listing.commits:
+            raise TransientStoreError(
+                f"{self._store.url}: '{key}' is listed, but cannot be read: one of these answers is wrong"
+            )
+        return found
+
     def _manifest(self, key: str, expected: bytes | None = None) -> Manifest | None:
-        """A commit's manifest, None if it is not there. Raises FormatError, StoreError."""
+        """A commit's manifest, None if the store does not find it. Raises FormatError, StoreError."""
         found = self._manifests.get(key)
         if found is None:
             try:
