@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import os
+from collections.abc import Callable
 from pathlib import Path
 
+import lmdb
 import pytest
 from harness import CALLER, World, check_counters, saved_tree, tree
 from hypothesis import given
 from hypothesis import strategies as st
 
 import wsfs.index.tables
-from wsfs.errors import CacheFullError, FormatError, NeedRemote
+from wsfs.errors import CacheError, CacheFullError, FormatError, NeedRemote
 from wsfs.index.index import Batch, Index
 from wsfs.index.journal import PUT, Counters, Journal, read_segment
+from wsfs.index.tables import Writer
 from wsfs.model import FIRST_FREE_ID, ROOT_INO, Dirent, Inode
 from wsfs.repo import codec
 from wsfs.repo.frame import digest
@@ -101,6 +105,22 @@ def test_a_journal_on_a_full_disk_takes_a_record_whole_or_not_at_all(
     journal.append(Counters(1, 2, 3), [(PUT, KEYS[1], b"")])
     journal.close()
     assert [record.ops for record in read_segment(tmp_path / "j")[1]] == [[(PUT, KEYS[1], b"")]]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_journal_begins_where_nothing_can_be_reserved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """Its first records may still find room: those of deletes, above all."""
+
+    def refuse(_fd: int, _offset: int, _length: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "posix_fallocate", refuse)
+    journal = Journal(tmp_path / "j", BOOT, 1)
+    journal.append(Counters(1, 2, 3), [(PUT, KEYS[0], b"")])
+    journal.close()
+    assert len(read_segment(tmp_path / "j")[1]) == 1
 
 
 # --- replay -----------------------------------------------------------------------------------------------------------
@@ -392,6 +412,33 @@ def test_a_row_of_the_wrong_kind_is_reported(world: World) -> None:
     with pytest.raises(FormatError):
         world.names.inode(77)  # type: ignore[arg-type]
     assert isinstance(world.do(world.names.make, ROOT_INO, b"g", 0o100644, CALLER), Inode)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_disk_that_is_full_for_us(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """LMDB tells of a quota only in words. A save has to know it for what it is, to make room."""
+    index = Index(tmp_path, BOOT)
+    put(index, key(20), b"1")
+    index.rotate()
+
+    def failing(text: str) -> Callable[[Writer], None]:
+        def commit(txn: Writer) -> None:
+            txn.close()
+            raise lmdb.Error(f"mdb_txn_commit: {text}")
+
+        return commit
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Writer, "commit", failing(os.strerror(number)))
+        with pytest.raises(CacheFullError):
+            index.flush()
+        patch.setattr(Writer, "commit", failing(os.strerror(errno.EIO)))
+        with pytest.raises(CacheError) as other:
+            index.flush()
+        assert not isinstance(other.value, CacheFullError)
+    index.flush()
+    assert index.get(key(20)) == b"1"
+    index.close()
 
 
 def test_a_map_that_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

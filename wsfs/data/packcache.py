@@ -9,7 +9,6 @@ Packs are fetched in windows: a package's small files lie side by side, so one r
 
 from __future__ import annotations
 
-import errno
 import os
 import threading
 import time
@@ -18,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from wsfs.disk import is_full
 from wsfs.errors import CacheError, CacheFullError, FormatError, NeedRemote
 from wsfs.log import get_log
 from wsfs.model import FrameLoc, pack_key
@@ -219,7 +219,7 @@ class PackCache:
             finally:
                 os.close(fd)
         except OSError as exc:
-            if exc.errno in (errno.ENOSPC, errno.EDQUOT):
+            if is_full(exc):
                 return 0
             raise CacheError(f"what was fetched cannot be kept in the cache directory: {exc.strerror}") from exc
 
