@@ -325,6 +325,33 @@ def test_torn_bytes_in_the_cache_are_fetched_again(tmp_path: Path) -> None:
     assert read(PackCache(tmp_path, store, 1 << 30), loc) == data
 
 
+def test_the_pack_cache_knows_how_large_it_is(tmp_path: Path) -> None:
+    """However the bytes came, and came again: kept by a commit, fetched over that, read before the rest is fetched. And
+    nothing is left when all of it has gone."""
+    store = MemoryStore()
+    writer = PackWriter(1, 1)
+    blocks = [os.urandom(100_000) for _ in range(50)]
+    frames = [(data, writer.add(make_frame(data, digest(data)), 5, n)) for n, data in enumerate(blocks)]
+    whole = writer.finish()
+    store.put(pack_key(1, 1), whole)
+    cache = PackCache(tmp_path, store, 1 << 30)
+
+    def check() -> None:
+        used = sum(path.stat().st_blocks * 512 for path in (tmp_path / "packs").iterdir())
+        assert abs(cache.size - used) < 1 << 16  # a file system may note where blocks are when it writes them out
+
+    cache.keep(1, 1, [(loc.offset, whole[loc.offset :][: loc.stored_length]) for _, loc in frames[::7]])
+    check()
+    assert read(cache, frames[7][1]) == frames[7][0]
+    for window in (0, 1, 1):
+        cache.fetch(1, 1, window)
+        check()
+    assert all(read(cache, loc) == data for data, loc in frames)
+    check()
+    assert cache.shrink(0) >= len(whole)
+    assert cache.size == 0
+
+
 def full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(_fd: int, _data: bytes, _offset: int) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")

@@ -53,11 +53,13 @@ class PackCache:
         self._clock = clock
         self._lock = threading.Lock()
         self._used: dict[str, float] = {}
+        self._sizes: dict[str, int] = {}
+        """What each file takes on the disk, as it was after the last write to it."""
         self._size = 0
         for path in self._directory.iterdir():
             stat = path.stat()
             self._used[path.name] = stat.st_atime - time.time()
-            self._size += stat.st_blocks * 512
+            self._count(path.name, stat)
         self._fetched: dict[tuple[str, int], int] = {}
         """The windows that this process has fetched: the number of the fetch, or 0 once something was read well."""
         self._fetches = 0
@@ -196,8 +198,6 @@ class PackCache:
             written = self._write_window(name, window, data)
             while written < len(data) and self._drop_oldest(keep=name):
                 written = self._write_window(name, window, data)
-            if (name, window) not in self._fetched:
-                self._size += written
             self._fetches += 1
             self._fetched[name, window] = self._fetches
             self._held.pop((name, window), None)
@@ -213,15 +213,26 @@ class PackCache:
     def _write_window(self, name: str, window: int, data: memoryview) -> int:
         """How many bytes of a window the disk had room for."""
         try:
-            fd = os.open(self._directory / name, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            try:
-                return os.pwrite(fd, data, window * WINDOW)
-            finally:
-                os.close(fd)
+            return self._write(name, [(window * WINDOW, data)])
         except OSError as exc:
             if is_full(exc):
                 return 0
             raise CacheError(f"what was fetched cannot be kept in the cache directory: {exc.strerror}") from exc
+
+    def _write(self, name: str, pieces: Pieces) -> int:
+        """Write parts of a pack, with the lock held. Returns bytes written; raises OSError."""
+        fd = os.open(self._directory / name, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            return sum(os.pwrite(fd, data, offset) for offset, data in pieces)
+        finally:
+            # Some of it may have been here: only the file system knows by how much it has grown.
+            self._count(name, os.fstat(fd))
+            os.close(fd)
+
+    def _count(self, name: str, stat: os.stat_result) -> None:
+        size = stat.st_blocks * 512
+        self._size += size - self._sizes.get(name, 0)
+        self._sizes[name] = size
 
     def keep(self, epoch: int, pack: int, pieces: Pieces) -> None:
         """Any thread: frames of a pack that was made here. If the disk has no room for them, they are fetched later."""
@@ -230,12 +241,7 @@ class PackCache:
         name = f"{epoch:08x}-{pack:08x}"
         with self._lock:
             try:
-                fd = os.open(self._directory / name, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
-                try:
-                    for offset, stored in pieces:
-                        os.pwrite(fd, stored, offset)
-                finally:
-                    os.close(fd)
+                self._write(name, pieces)
             except OSError as exc:
                 log.warning(
                     "pack not kept, it is fetched again when it is read",
@@ -243,7 +249,6 @@ class PackCache:
                     error=exc,
                     remedy="look at the cache disk",
                 )
-            self._size += sum(len(stored) for _, stored in pieces)
             self._used[name] = self._clock()
             self._evict(keep=name)
 
@@ -259,12 +264,8 @@ class PackCache:
 
     def _drop(self, name: str) -> int:
         """Remove a pack's pieces, with the lock held. Returns bytes freed."""
-        path = self._directory / name
-        try:
-            freed = path.stat().st_blocks * 512
-            path.unlink()
-        except FileNotFoundError:
-            freed = 0
+        (self._directory / name).unlink(missing_ok=True)
+        freed = self._sizes.pop(name, 0)
         self._size -= freed
         del self._used[name]
         self._fetched = {(n, w): fresh for (n, w), fresh in self._fetched.items() if n != name or (n, w) in self._held}
