@@ -352,6 +352,49 @@ def test_the_pack_cache_knows_how_large_it_is(tmp_path: Path) -> None:
     assert cache.size == 0
 
 
+def test_who_reads_gets_in_between_the_packs_that_are_dropped(tmp_path: Path) -> None:
+    """A full disk drops them all, perhaps thousands, and each read needs the lock for a moment."""
+    store = MemoryStore()
+    cache = PackCache(tmp_path, store, 1 << 30)
+    for data, loc in packs(store, 20):
+        assert read(cache, loc) == data
+    taken = 0
+
+    class Counted:
+        def __enter__(self) -> None:
+            nonlocal taken
+            taken += 1
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+    cache._lock = Counted()  # type: ignore[assignment]
+    cache.shrink(0)
+    assert taken >= 20
+    assert list((tmp_path / "packs").iterdir()) == []
+
+
+def test_a_pack_that_cannot_be_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It frees nothing, and is no reason to give up: the others go, and what is fetched comes."""
+    store = MemoryStore()
+    blocks = packs(store, 3)
+    cache = PackCache(tmp_path, store, 1 << 30)
+    for data, loc in blocks:
+        assert read(cache, loc) == data
+    unlink = Path.unlink
+
+    def refuse(path: Path, missing_ok: bool = False) -> None:
+        if path.name.endswith("2"):
+            raise OSError(errno.EROFS, "Read-only file system")
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    assert 200_000 <= cache.shrink(0) < 300_000
+    assert [path.name for path in (tmp_path / "packs").iterdir()] == [f"{1:08x}-{2:08x}"]
+    cache._opened.clear()
+    assert all(read(cache, loc) == data for data, loc in blocks)
+
+
 def full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(_fd: int, _data: bytes, _offset: int) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")

@@ -60,8 +60,9 @@ class PackCache:
             stat = path.stat()
             self._used[path.name] = stat.st_atime - time.time()
             self._count(path.name, stat)
-        self._fetched: dict[tuple[str, int], int] = {}
-        """The windows that this process has fetched: the number of the fetch, or 0 once something was read well."""
+        self._fetched: dict[str, dict[int, int]] = {}
+        """The windows, by pack, that this process has fetched: the number of the fetch, or 0 once something was read
+        well."""
         self._fetches = 0
         self._held: OrderedDict[tuple[str, int], bytes] = OrderedDict()
         """Windows that the disk had no room for: on a full disk reads go on."""
@@ -117,7 +118,7 @@ class PackCache:
             )
         with self._lock:
             # Bytes that go bad here later are this disk's fault, not the store's.
-            self._fetched.update(((name, w), 0) for w in windows)
+            self._fetched.setdefault(name, {}).update((w, 0) for w in windows)
             if name in self._used:
                 self._used[name] = self._clock()
         return self._served(loc, data)
@@ -136,19 +137,21 @@ class PackCache:
 
     def _fetched_as(self, name: str, windows: range) -> list[int | None]:
         with self._lock:
-            return [self._fetched.get((name, w)) for w in windows]
+            fetched = self._fetched.get(name, {})
+            return [fetched.get(w) for w in windows]
 
     def _missing(self, name: str, windows: range, before: list[int | None], loc: FrameLoc) -> list[int]:
         """The windows to fetch for a frame that could not be read. `before` is what `_fetched_as` said before that.
         Raises FormatError when fetching cannot help."""
         with self._lock:
-            missing = [w for w in windows if (name, w) not in self._fetched]
+            fetched = self._fetched.get(name, {})
+            missing = [w for w in windows if w not in fetched]
             if missing:
                 return missing
-            if before != [self._fetched[name, w] for w in windows]:
+            if before != [fetched[w] for w in windows]:
                 # What was read is not what was fetched last: it was evicted and has come back since.
                 return list(windows)
-            fresh = [self._fetched.pop((name, w)) for w in windows]
+            fresh = [fetched.pop(w) for w in windows]
         if all(fresh):
             # Just fetched, and still wrong: the store is at fault. A later try asks again.
             raise FormatError(f"the pack '{pack_key(loc.epoch, loc.pack)}' does not hold the bytes that were written")
@@ -199,13 +202,13 @@ class PackCache:
             while written < len(data) and self._drop_oldest(keep=name):
                 written = self._write_window(name, window, data)
             self._fetches += 1
-            self._fetched[name, window] = self._fetches
+            self._fetched.setdefault(name, {})[window] = self._fetches
             self._held.pop((name, window), None)
             if written < len(data):
                 self._held[name, window] = bytes(data)
                 while len(self._held) > _HELD_WINDOWS:
-                    gone, _ = self._held.popitem(last=False)
-                    self._fetched.pop(gone, None)
+                    (pack, gone), _ = self._held.popitem(last=False)
+                    self._fetched.get(pack, {}).pop(gone, None)
                 return False
             self._evict(keep=name)
             return True
@@ -256,19 +259,29 @@ class PackCache:
         """Any thread: drop the oldest packs until all fit in `limit` bytes. Returns bytes freed."""
         freed = 0
         with self._lock:
-            for name in sorted(self._used, key=self._used.__getitem__):
+            names = sorted(self._used, key=self._used.__getitem__)
+        for name in names:
+            with self._lock:  # one by one: whoever reads meanwhile waits for the lock
                 if self._size <= limit:
                     break
-                freed += self._drop(name)
+                if name in self._used:
+                    freed += self._drop(name)
         return freed
 
     def _drop(self, name: str) -> int:
-        """Remove a pack's pieces, with the lock held. Returns bytes freed."""
-        (self._directory / name).unlink(missing_ok=True)
+        """Remove a pack's pieces, with the lock held. Returns bytes freed. What cannot be removed does not count any
+        more: to try it again and again would free nothing."""
         freed = self._sizes.pop(name, 0)
         self._size -= freed
         del self._used[name]
-        self._fetched = {(n, w): fresh for (n, w), fresh in self._fetched.items() if n != name or (n, w) in self._held}
+        try:
+            (self._directory / name).unlink(missing_ok=True)
+        except OSError as exc:
+            log.warning("pack not removed", pack=name, error=exc, remedy="look at the cache disk")
+            freed = 0
+        fetched = self._fetched.pop(name, {})
+        if self._held and (held := {w: fresh for w, fresh in fetched.items() if (name, w) in self._held}):
+            self._fetched[name] = held
         return freed
 
     def _fetcher(self, loc: FrameLoc, window: int) -> Callable[[], None]:
