@@ -5,17 +5,19 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import trio
 from harness import SMALL_BLOCK as BLOCK
 from harness import World, saved_tree
 
 from wsfs.data.overlay import Overlay
 from wsfs.data.packcache import WINDOW, PackCache
 from wsfs.errors import CacheError, CacheFullError, NeedRemote
-from wsfs.model import BLOCK_SIZE, FrameLoc, Inline, Local, Packed, pack_key
+from wsfs.model import BLOCK_SIZE, FrameLoc, Inline, Ino, Local, Packed, pack_key
 from wsfs.repo.frame import digest
 from wsfs.repo.pack import PackWriter, make_frame
 from wsfs.store.memory import MemoryStore
@@ -471,6 +473,68 @@ def test_a_window_that_arrives_while_a_frame_is_looked_for(tmp_path: Path, monke
 
     monkeypatch.setattr(cache, "_read_stored", look_too_early)
     assert read(cache, loc) == data
+
+
+# --- the limit --------------------------------------------------------------------------------------------------------
+
+
+def used(world: World, ino: Ino, when: float) -> None:
+    """Let the overlay file of an inode have been used then."""
+    os.utime(world.overlay._path(ino), (when, when))
+
+
+def read_and_written(world: World) -> tuple[Ino, Ino]:
+    """A file of which this machine has a pack, and one of which it has what was written."""
+    fetched = world.create(b"fetched", os.urandom(900_000))
+    world.commit()
+    world.restart_cold()
+    world.read(fetched)
+    written = world.create(b"written", os.urandom(900_000))
+    world.commit()
+    return fetched, written
+
+
+@pytest.mark.parametrize("oldest", ["fetched", "written"])
+@pytest.mark.parametrize("restart", [False, True])
+def test_what_was_not_used_for_longest_goes_first(world: World, oldest: str, restart: bool) -> None:
+    """Be it a pack or a file that was written here: who has read a lot does not lose what is saved next."""
+    _, written = read_and_written(world)
+    packs = world.workspace.packs
+    if restart:
+        (path,) = packs._directory.iterdir()
+        os.utime(path, (time.time() - 50, time.time() - 50))
+        world.restart()
+        packs = world.workspace.packs
+    used(world, written, time.time() + (100 if oldest == "fetched" else -100))
+    assert trio.run(world.evictor.shrink, 1_500_000) >= 900_000
+    assert world.overlay.has(written) == (oldest == "fetched")
+    assert (packs.size == 0) == (oldest == "fetched")
+
+
+def test_a_pack_that_is_read_meanwhile_stays(world: World) -> None:
+    """The list of what there is may be some seconds old when it is its turn."""
+    fetched, _ = read_and_written(world)
+    packs = world.workspace.packs
+    packs._clock = lambda: 1e12
+    ((when, size, name),) = packs.usage()
+    packs._opened.clear()
+    world.read(fetched)
+    assert packs.drop(name, when) == 0
+    assert packs.drop(name, 1e12) == size
+
+
+def test_unsaved_data_does_not_push_out_all_that_is_read(world: World) -> None:
+    """It cannot go, however much it is. A tenth of the limit is left to packs, so that what is read is not fetched each
+    time."""
+    _, written = read_and_written(world)
+    packs = world.workspace.packs
+    size = packs.size
+    world.write(written, 0, os.urandom(12 * size))
+    trio.run(world.evictor.shrink, 11 * size)
+    assert packs.size == size
+    trio.run(world.evictor.shrink, 9 * size)
+    assert packs.size == 0
+    assert world.overlay.has(written)
 
 
 def test_equal_blocks_travel_once(small: World, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -40,12 +41,15 @@ Place = tuple[int, int, int]
 
 
 class PackCache:
-    """At most `limit` bytes on disk (oldest packs go first), and 16 MiB of opened blocks in memory.
+    """Pieces on disk, and 16 MiB of opened blocks in memory.
+
+    The evictor decides what goes, of packs and of all else. It looks now and then, and not everywhere is one: so
+    oldest packs also go at once where they alone are more than `limit` bytes. `clock` is that of the times of files.
 
     `read` belongs to the owner thread; `fetch` may run on any.
     """
 
-    def __init__(self, directory: Path, store: Store, limit: int, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, directory: Path, store: Store, limit: int, clock: Callable[[], float] = time.time) -> None:
         self._directory = directory / "packs"
         self._directory.mkdir(mode=0o700, exist_ok=True)
         self._store = store
@@ -58,7 +62,7 @@ class PackCache:
         self._size = 0
         for path in self._directory.iterdir():
             stat = path.stat()
-            self._used[path.name] = stat.st_atime - time.time()
+            self._used[path.name] = max(stat.st_atime, stat.st_mtime)
             self._count(path.name, stat)
         self._fetched: dict[str, dict[int, int]] = {}
         """The windows, by pack, that this process has fetched: the number of the fetch, or 0 once something was read
@@ -254,6 +258,23 @@ class PackCache:
                 )
             self._used[name] = self._clock()
             self._evict(keep=name)
+
+    def usage(self) -> list[tuple[float, int, str]]:
+        """Any thread: last use, bytes on disk and name of every pack."""
+        found = []
+        for name in list(self._used):
+            with self._lock:
+                used = self._used.get(name)
+                if used is not None:
+                    with suppress(OSError):  # a look, for some file systems know it only a while after the write
+                        self._count(name, (self._directory / name).stat())
+                    found.append((used, self._sizes.get(name, 0), name))
+        return found
+
+    def drop(self, name: str, used: float) -> int:
+        """Any thread: drop a pack, unless it was used since. Returns bytes freed."""
+        with self._lock:
+            return self._drop(name) if self._used.get(name) == used else 0
 
     def shrink(self, limit: int) -> int:
         """Any thread: drop the oldest packs until all fit in `limit` bytes. Returns bytes freed."""
