@@ -327,6 +327,44 @@ def test_torn_bytes_in_the_cache_are_fetched_again(tmp_path: Path) -> None:
     assert read(PackCache(tmp_path, store, 1 << 30), loc) == data
 
 
+@pytest.mark.parametrize("call", ["open", "pread"])
+def test_a_pack_that_the_disk_cannot_read_is_fetched_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, call: str
+) -> None:
+    """Into a new file, for the old one lies in a bad place; no program sees an error, and the log says it once."""
+    store = MemoryStore()
+    blocks = packs(store, 3)
+    cache = PackCache(tmp_path, store, 1 << 30)
+    assert all(read(cache, loc) == data for data, loc in blocks)
+    cache._opened.clear()
+    files = list((tmp_path / "packs").iterdir())
+    bad = {path.stat().st_ino for path in files}
+    os_open, os_pread = os.open, os.pread
+
+    def check(ino: int) -> None:
+        if ino in bad:
+            raise OSError(errno.EIO, "Input/output error")
+
+    def failing_open(path: Path, flags: int, mode: int = 0o777) -> int:
+        if path in files and path.exists():
+            check(path.stat().st_ino)
+        return os_open(path, flags, mode)
+
+    def failing_pread(fd: int, size: int, offset: int) -> bytes:
+        check(os.fstat(fd).st_ino)
+        return os_pread(fd, size, offset)
+
+    # Held, so that a new file has another number.
+    held = [os.open(path, os.O_RDONLY) for path in files]
+    monkeypatch.setattr(os, call, {"open": failing_open, "pread": failing_pread}[call])
+    assert not cache.holds(1, 1, 0)
+    assert all(read(cache, loc) == data for data, loc in blocks)
+    assert not bad.intersection(path.stat().st_ino for path in files)
+    assert caplog.text.count("cannot be read") == 1
+    for fd in held:
+        os.close(fd)
+
+
 def test_the_pack_cache_knows_how_large_it_is(tmp_path: Path) -> None:
     """However the bytes came, and came again: kept by a commit, fetched over that, read before the rest is fetched. And
     nothing is left when all of it has gone."""

@@ -73,6 +73,7 @@ class PackCache:
         self._opened: OrderedDict[bytes, bytes] = OrderedDict()
         self._opened_bytes = 0
         self._touched: set[Place] = set()
+        self._failed = False
         self.served = self.missed = 0
         """How many blocks were read here, and how many of them had to be fetched first."""
         self.on_touch: Callable[[int, int, int, bool], None] = _ignore
@@ -175,7 +176,7 @@ class PackCache:
         start, end = window * WINDOW, (window + 1) * WINDOW
         try:
             fd = os.open(self._directory / f"{epoch:08x}-{pack:08x}", os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
+        except OSError:
             return False
         try:
             return os.lseek(fd, start, os.SEEK_DATA) == start and os.lseek(fd, start, os.SEEK_HOLE) >= end
@@ -318,12 +319,26 @@ class PackCache:
     def _read_from_disk(self, name: str, loc: FrameLoc) -> bytes | None:
         try:
             fd = os.open(self._directory / name, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                return os.pread(fd, loc.stored_length, loc.offset)
+            finally:
+                os.close(fd)
         except FileNotFoundError:
             return None
-        try:
-            return os.pread(fd, loc.stored_length, loc.offset)
-        finally:
-            os.close(fd)
+        except OSError as exc:
+            self._give_up(name, exc)
+            return None
+
+    def _give_up(self, name: str, exc: OSError) -> None:
+        """A pack's file cannot be read. It goes, or what is fetched again would come to lie in the same bad place."""
+        if not self._failed:
+            self._failed = True  # a disk that fails does so often
+            log.warning(
+                "a pack cannot be read here, it is fetched again", pack=name, error=exc, remedy="look at the cache disk"
+            )
+        with self._lock:
+            if name in self._used:
+                self._drop(name)
 
     def _with_held(self, name: str, loc: FrameLoc, stored: bytes | None) -> bytes | None:
         """What was read of a frame, and in its place what memory has of it."""
