@@ -162,6 +162,28 @@ def test_a_power_loss_forgets_what_no_mark_vouches_for(tmp_path: Path) -> None:
     kill(index)
 
 
+@pytest.mark.parametrize("torn", [False, True])
+def test_a_segment_that_a_power_loss_brings_back_is_no_loss(tmp_path: Path, torn: bool) -> None:
+    """Its records are in LMDB, and only its removal was not durable. A torn index has no number for what it holds: they
+    may be nowhere else."""
+    index = Index(tmp_path, BOOT)
+    put(index, key(20), b"1")
+    path = index._journal.path
+    segment = path.read_bytes()
+    index.rotate()
+    index.flush()
+    put(index, key(21), b"2")
+    if torn:
+        index.rewrite(lambda txn: txn.delete(b"meta", b"serial"))
+    kill(index)
+    path.write_bytes(segment)
+    index = Index(tmp_path, OTHER_BOOT)
+    assert index.get(key(20)) == b"1"
+    assert index.dropped == ({key(20): b"1"} if torn else {}) | {key(21): b"2"}
+    assert index.recovered == 0
+    kill(index)
+
+
 def test_data_goes_to_disk_before_the_rows_that_need_it(tmp_path: Path) -> None:
     """Guarded inodes are synced before a mark, and before a flush; once."""
     synced: list[set[int]] = []

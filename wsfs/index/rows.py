@@ -182,6 +182,8 @@ class Rows:
             serial = min((records[0].serial for _, _, records, _ in segments if records), default=1) - 1
         for _path, boot_id, records, _mark in segments:
             for record in records:
+                if record.serial <= self._serial:
+                    continue  # it is in LMDB: the segment went then, but that was not durable
                 lost_power = boot_id != self._boot_id and record.serial > vouched
                 if lost_power:
                     self.dropped.update((key, value) for _flag, key, value in record.ops)
