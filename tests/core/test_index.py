@@ -24,6 +24,7 @@ from wsfs.repo.frame import digest
 from wsfs.repo.manifest import Manifest, SegmentRef
 from wsfs.repo.segment import decode_segment, encode_segment
 from wsfs.sync.load import Loader
+from wsfs.tree.namespace import Changes
 
 BOOT = b"b" * 16
 OTHER_BOOT = b"c" * 16
@@ -217,6 +218,22 @@ def test_a_journal_is_gone_once_its_rows_are_in_lmdb(tmp_path: Path) -> None:
     assert index.recovered == 0
     assert index.get(key(24)) == b"1"
     index.close()
+
+
+def test_the_tables_do_not_grow_with_changes_of_the_same_rows(world: World) -> None:
+    """Although every look-up is answered from memory: the owner's view does not keep pages from being used again."""
+    inodes = [world.create(b"%d" % number) for number in range(2000)]
+    (data,) = world.cache_path.rglob("data.mdb")
+
+    def change(rounds: int) -> int:
+        for number in range(rounds):
+            for ino in inodes[number % 50 :: 50]:
+                world.do(world.names.setattr, ino, Changes(mode=0o600 + number % 64), CALLER)
+            world.flush()
+        return data.stat().st_size
+
+    before = change(20)
+    assert change(100) - before < 1 << 20
 
 
 def test_reads_see_the_newest_layer(tmp_path: Path) -> None:

@@ -103,6 +103,8 @@ class Rows:
         """Set the memtable aside for `flush`. False when there is nothing to set aside, or the last is not flushed."""
         if self._imm is not None or not self._mem.rows:
             return False
+        if self._read_version != self._version:
+            self._renew()  # look-ups may all end in memory, and LMDB uses no page again that an old view may need
         self._old_journal = self._journal
         self._journal = self._new_journal(self._journal.serial + 1)
         self._imm_barrier = self._barrier.guarded()
