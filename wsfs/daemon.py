@@ -16,6 +16,7 @@ from wsfs import control
 from wsfs.answers import Answers
 from wsfs.collecting import Collecting
 from wsfs.config import STORE_TIMEOUT, MountSettings
+from wsfs.data.ballast import Ballast
 from wsfs.errands import Errands
 from wsfs.errors import (
     CacheError,
@@ -75,6 +76,7 @@ class Daemon:
         self._stats = stats
         self._workspace = workspace
         self._cache_size = cache_size
+        self._ballast = Ballast(settings.cache_dir)
         self._ready = ready
         # Now, for it looks at the mount point: this thread must never do that once it is the one that answers there.
         self._socket = control.socket_path(settings.mountpoint)
@@ -301,6 +303,8 @@ class Daemon:
                 await self._evictor.shrink(self._cache_size)
             except CacheError as exc:
                 log.warning("cache not shrunk", path=self._settings.cache_dir, error=exc)
+            # A delete may have used it, and the next full disk may come in the last save of a stop.
+            await trio.to_thread.run_sync(self._ballast.restore)
             # It looks at every file: with a million of them that may take a fiftieth of the time, and no more.
             pause = max(CACHE_SECONDS, 50 * (trio.current_time() - began))
 

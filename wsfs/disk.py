@@ -1,8 +1,18 @@
-"""What has to be on a disk before something else may count on it."""
+"""What has to be on a disk before something else may count on it, and how a disk says that it is full."""
 
 from __future__ import annotations
 
+import errno
 import os
+from typing import Final
+
+FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+"""No room for anybody, or none for this user: a save makes room either way."""
+
+
+def is_full(exc: OSError) -> bool:
+    """Whether there is no room left."""
+    return exc.errno in FULL
 
 
 def sync_directory(path: str | os.PathLike[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from harness import CALLER, SMALL_BLOCK, Crash, World, check_counters, saved_tre
 import wsfs.repo.segment
 import wsfs.sync.commit
 from wsfs.errors import FencedError, StoreError, TransientStoreError
+from wsfs.index.names import listed
 from wsfs.index.tables import Tables
 from wsfs.model import ROOT_INO
 from wsfs.repo import codec
@@ -107,6 +109,112 @@ def test_what_never_lived_long_enough_leaves_no_trace(small: World) -> None:
     assert not any(key.startswith(zeros.to_bytes(8, "big") + b"b") for key in keys)
     small.restart_cold()
     assert small.content(b"zeros") == bytes(2 * SMALL_BLOCK)
+
+
+def dirty_keys(world: World) -> set[bytes]:
+    """What LMDB says that no commit holds."""
+    reader = world.index.tables.reader()
+    try:
+        return {key for key, _ in reader.scan(b"dirty", b"")}
+    finally:
+        reader.close()
+
+
+@pytest.mark.parametrize("when", ["flushed", "replayed", "under way"])
+def test_names_that_come_and_go_leave_no_trace(small: World, tmp_path: Path, when: str) -> None:
+    """Also in a directory that is saved already: neither in the index, which would grow with them while the store is
+    away, nor in the list of unsaved names, nor in a delta, which each cold mount reads."""
+    directory = small.mkdir(b"d")
+    stays = small.create(b"stays", b"x", directory)
+    small.commit()
+
+    def churn(_step: str = "") -> None:
+        for number in range(50):
+            name = b"temporary %d" % number
+            ino = small.create(name, b"data", directory)
+            small.do(small.names.link, ino, directory, name + b" too")
+            small.unlink(name, directory)
+            small.unlink(name + b" too", directory)
+        small.restart() if when == "replayed" else small.flush()
+
+    if when == "under way":
+        small.write(stays, 0, b"y")
+        small.reached = lambda step: churn() if step == "packs" else None
+        small.commit()
+        small.reached = lambda _step: None
+    else:
+        churn()
+    assert dirty_keys(small) == {codec.attr_key(directory)}
+    assert not {entry.name for entry in listed(small.cache_path / "local")} - {b""}
+    small.store.log.clear()
+    small.commit()
+    (delta,) = small.store.puts("meta/")
+    assert [key for key, _ in decode_segment(small.bucket.objects[delta].data)] == [codec.attr_key(directory)]
+    assert saved_tree(small, tmp_path / "elsewhere") == tree(small)
+
+
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("end", ["success", "failure", "crash", "no answer"])
+@pytest.mark.parametrize("flush", [False, True])
+def test_a_deletion_that_a_commit_needs_is_not_taken_for_one_that_leaves_no_trace(
+    small: World, tmp_path: Path, step: str, end: str, flush: bool
+) -> None:
+    """Names that a commit holds, or one that is under way, which come again and go again: in any generation, and
+    however that commit ends."""
+
+    def again(name: bytes) -> None:
+        small.create(name, b"again")
+        if flush:
+            small.flush()
+        small.unlink(name)
+
+    for name in (b"old", b"gone", b"over"):
+        small.create(name, b"1")
+    small.commit()
+    small.unlink(b"gone")
+    small.create(b"new", b"2")
+    again(b"brief")
+    small.flush()
+
+    def reached(now: str) -> None:
+        if now != step:
+            return
+        again(b"gone")
+        small.unlink(b"new")
+        again(b"new")
+        small.unlink(b"old")
+        small.flush()
+        again(b"old")
+        again(b"brief")
+        again(b"brief")
+        small.create(b"over again", b"3")
+        small.do(small.names.rename, ROOT_INO, b"over again", ROOT_INO, b"over")
+        small.unlink(b"over")
+        if end == "failure":
+            raise StoreError("failed here")
+        if end == "crash":
+            small.crash()
+            raise Crash
+
+    small.reached = reached
+    if end == "no answer":
+
+        def cut(_method: str, key: str) -> None:
+            if key == "HEAD":
+                small.store.fault = unreachable
+                unreachable("put", key)
+
+        small.store.lost = cut
+    with suppress(StoreError, Crash):
+        small.commit()
+    small.reached = lambda _step: None
+    small.store.heal()
+    if end == "crash":
+        small.start()
+    here = tree(small)
+    small.commit()
+    assert not dirty_keys(small)
+    assert saved_tree(small, tmp_path / "elsewhere") == here
 
 
 def test_files_of_one_directory_lie_side_by_side(small: World) -> None:

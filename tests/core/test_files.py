@@ -5,17 +5,19 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import trio
 from harness import SMALL_BLOCK as BLOCK
 from harness import World, saved_tree
 
 from wsfs.data.overlay import Overlay
 from wsfs.data.packcache import WINDOW, PackCache
 from wsfs.errors import CacheError, CacheFullError, NeedRemote
-from wsfs.model import BLOCK_SIZE, FrameLoc, Inline, Local, Packed, pack_key
+from wsfs.model import BLOCK_SIZE, FrameLoc, Inline, Ino, Local, Packed, pack_key
 from wsfs.repo.frame import digest
 from wsfs.repo.pack import PackWriter, make_frame
 from wsfs.store.memory import MemoryStore
@@ -325,6 +327,114 @@ def test_torn_bytes_in_the_cache_are_fetched_again(tmp_path: Path) -> None:
     assert read(PackCache(tmp_path, store, 1 << 30), loc) == data
 
 
+@pytest.mark.parametrize("call", ["open", "pread"])
+def test_a_pack_that_the_disk_cannot_read_is_fetched_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, call: str
+) -> None:
+    """Into a new file, for the old one lies in a bad place; no program sees an error, and the log says it once."""
+    store = MemoryStore()
+    blocks = packs(store, 3)
+    cache = PackCache(tmp_path, store, 1 << 30)
+    assert all(read(cache, loc) == data for data, loc in blocks)
+    cache._opened.clear()
+    files = list((tmp_path / "packs").iterdir())
+    bad = {path.stat().st_ino for path in files}
+    os_open, os_pread = os.open, os.pread
+
+    def check(ino: int) -> None:
+        if ino in bad:
+            raise OSError(errno.EIO, "Input/output error")
+
+    def failing_open(path: Path, flags: int, mode: int = 0o777) -> int:
+        if path in files and path.exists():
+            check(path.stat().st_ino)
+        return os_open(path, flags, mode)
+
+    def failing_pread(fd: int, size: int, offset: int) -> bytes:
+        check(os.fstat(fd).st_ino)
+        return os_pread(fd, size, offset)
+
+    # Held, so that a new file has another number.
+    held = [os.open(path, os.O_RDONLY) for path in files]
+    monkeypatch.setattr(os, call, {"open": failing_open, "pread": failing_pread}[call])
+    assert not cache.holds(1, 1, 0)
+    assert all(read(cache, loc) == data for data, loc in blocks)
+    assert not bad.intersection(path.stat().st_ino for path in files)
+    assert caplog.text.count("cannot be read") == 1
+    for fd in held:
+        os.close(fd)
+
+
+def test_the_pack_cache_knows_how_large_it_is(tmp_path: Path) -> None:
+    """However the bytes came, and came again: kept by a commit, fetched over that, read before the rest is fetched. And
+    nothing is left when all of it has gone."""
+    store = MemoryStore()
+    writer = PackWriter(1, 1)
+    blocks = [os.urandom(100_000) for _ in range(50)]
+    frames = [(data, writer.add(make_frame(data, digest(data)), 5, n)) for n, data in enumerate(blocks)]
+    whole = writer.finish()
+    store.put(pack_key(1, 1), whole)
+    cache = PackCache(tmp_path, store, 1 << 30)
+
+    def check() -> None:
+        used = sum(path.stat().st_blocks * 512 for path in (tmp_path / "packs").iterdir())
+        assert abs(cache.size - used) < 1 << 16  # a file system may note where blocks are when it writes them out
+
+    cache.keep(1, 1, [(loc.offset, whole[loc.offset :][: loc.stored_length]) for _, loc in frames[::7]])
+    check()
+    assert read(cache, frames[7][1]) == frames[7][0]
+    for window in (0, 1, 1):
+        cache.fetch(1, 1, window)
+        check()
+    assert all(read(cache, loc) == data for data, loc in frames)
+    check()
+    assert cache.shrink(0) >= len(whole)
+    assert cache.size == 0
+
+
+def test_who_reads_gets_in_between_the_packs_that_are_dropped(tmp_path: Path) -> None:
+    """A full disk drops them all, perhaps thousands, and each read needs the lock for a moment."""
+    store = MemoryStore()
+    cache = PackCache(tmp_path, store, 1 << 30)
+    for data, loc in packs(store, 20):
+        assert read(cache, loc) == data
+    taken = 0
+
+    class Counted:
+        def __enter__(self) -> None:
+            nonlocal taken
+            taken += 1
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+    cache._lock = Counted()  # type: ignore[assignment]
+    cache.shrink(0)
+    assert taken >= 20
+    assert list((tmp_path / "packs").iterdir()) == []
+
+
+def test_a_pack_that_cannot_be_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It frees nothing, and is no reason to give up: the others go, and what is fetched comes."""
+    store = MemoryStore()
+    blocks = packs(store, 3)
+    cache = PackCache(tmp_path, store, 1 << 30)
+    for data, loc in blocks:
+        assert read(cache, loc) == data
+    unlink = Path.unlink
+
+    def refuse(path: Path, missing_ok: bool = False) -> None:
+        if path.name.endswith("2"):
+            raise OSError(errno.EROFS, "Read-only file system")
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    assert 200_000 <= cache.shrink(0) < 300_000
+    assert [path.name for path in (tmp_path / "packs").iterdir()] == [f"{1:08x}-{2:08x}"]
+    cache._opened.clear()
+    assert all(read(cache, loc) == data for data, loc in blocks)
+
+
 def full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(_fd: int, _data: bytes, _offset: int) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -401,6 +511,68 @@ def test_a_window_that_arrives_while_a_frame_is_looked_for(tmp_path: Path, monke
 
     monkeypatch.setattr(cache, "_read_stored", look_too_early)
     assert read(cache, loc) == data
+
+
+# --- the limit --------------------------------------------------------------------------------------------------------
+
+
+def used(world: World, ino: Ino, when: float) -> None:
+    """Let the overlay file of an inode have been used then."""
+    os.utime(world.overlay._path(ino), (when, when))
+
+
+def read_and_written(world: World) -> tuple[Ino, Ino]:
+    """A file of which this machine has a pack, and one of which it has what was written."""
+    fetched = world.create(b"fetched", os.urandom(900_000))
+    world.commit()
+    world.restart_cold()
+    world.read(fetched)
+    written = world.create(b"written", os.urandom(900_000))
+    world.commit()
+    return fetched, written
+
+
+@pytest.mark.parametrize("oldest", ["fetched", "written"])
+@pytest.mark.parametrize("restart", [False, True])
+def test_what_was_not_used_for_longest_goes_first(world: World, oldest: str, restart: bool) -> None:
+    """Be it a pack or a file that was written here: who has read a lot does not lose what is saved next."""
+    _, written = read_and_written(world)
+    packs = world.workspace.packs
+    if restart:
+        (path,) = packs._directory.iterdir()
+        os.utime(path, (time.time() - 50, time.time() - 50))
+        world.restart()
+        packs = world.workspace.packs
+    used(world, written, time.time() + (100 if oldest == "fetched" else -100))
+    assert trio.run(world.evictor.shrink, 1_500_000) >= 900_000
+    assert world.overlay.has(written) == (oldest == "fetched")
+    assert (packs.size == 0) == (oldest == "fetched")
+
+
+def test_a_pack_that_is_read_meanwhile_stays(world: World) -> None:
+    """The list of what there is may be some seconds old when it is its turn."""
+    fetched, _ = read_and_written(world)
+    packs = world.workspace.packs
+    packs._clock = lambda: 1e12
+    ((when, size, name),) = packs.usage()
+    packs._opened.clear()
+    world.read(fetched)
+    assert packs.drop(name, when) == 0
+    assert packs.drop(name, 1e12) == size
+
+
+def test_unsaved_data_does_not_push_out_all_that_is_read(world: World) -> None:
+    """It cannot go, however much it is. A tenth of the limit is left to packs, so that what is read is not fetched each
+    time."""
+    _, written = read_and_written(world)
+    packs = world.workspace.packs
+    size = packs.size
+    world.write(written, 0, os.urandom(12 * size))
+    trio.run(world.evictor.shrink, 11 * size)
+    assert packs.size == size
+    trio.run(world.evictor.shrink, 9 * size)
+    assert packs.size == 0
+    assert world.overlay.has(written)
 
 
 def test_equal_blocks_travel_once(small: World, tmp_path: Path) -> None:

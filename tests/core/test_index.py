@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import errno
 import os
+from collections.abc import Callable
 from pathlib import Path
 
+import lmdb
 import pytest
 from harness import CALLER, World, check_counters, saved_tree, tree
 from hypothesis import given
 from hypothesis import strategies as st
 
 import wsfs.index.tables
-from wsfs.errors import CacheFullError, FormatError, NeedRemote
+from wsfs.errors import CacheError, CacheFullError, FormatError, NeedRemote
 from wsfs.index.index import Batch, Index
 from wsfs.index.journal import PUT, Counters, Journal, read_segment
+from wsfs.index.tables import Writer
 from wsfs.model import FIRST_FREE_ID, ROOT_INO, Dirent, Inode
 from wsfs.repo import codec
 from wsfs.repo.frame import digest
 from wsfs.repo.manifest import Manifest, SegmentRef
 from wsfs.repo.segment import decode_segment, encode_segment
 from wsfs.sync.load import Loader
+from wsfs.tree.namespace import Changes
 
 BOOT = b"b" * 16
 OTHER_BOOT = b"c" * 16
@@ -103,6 +108,22 @@ def test_a_journal_on_a_full_disk_takes_a_record_whole_or_not_at_all(
     assert [record.ops for record in read_segment(tmp_path / "j")[1]] == [[(PUT, KEYS[1], b"")]]
 
 
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_journal_begins_where_nothing_can_be_reserved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """Its first records may still find room: those of deletes, above all."""
+
+    def refuse(_fd: int, _offset: int, _length: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "posix_fallocate", refuse)
+    journal = Journal(tmp_path / "j", BOOT, 1)
+    journal.append(Counters(1, 2, 3), [(PUT, KEYS[0], b"")])
+    journal.close()
+    assert len(read_segment(tmp_path / "j")[1]) == 1
+
+
 # --- replay -----------------------------------------------------------------------------------------------------------
 
 
@@ -124,7 +145,8 @@ def test_what_was_applied_survives_a_kill(tmp_path: Path, rotated: bool, flushed
     for _ in range(2):
         index = Index(tmp_path, BOOT)
         assert [index.get(key(n)) for n in (20, 21, 22)] == [b"1", None, b"3"]
-        assert (index.files, index.dirty_inodes) == (2, {20, 21, 22})
+        # Of what came and went before the tables had it there is no trace.
+        assert (index.files, index.dirty_inodes) == (2, {20, 22} | ({21} if rotated and flushed else set()))
         assert index.new_id() > number
         kill(index)
 
@@ -139,6 +161,28 @@ def test_a_power_loss_forgets_what_no_mark_vouches_for(tmp_path: Path) -> None:
     kill(index)
     index = Index(tmp_path, OTHER_BOOT)
     assert [index.get(key(n)) for n in (20, 21)] == [b"1", None]
+    kill(index)
+
+
+@pytest.mark.parametrize("torn", [False, True])
+def test_a_segment_that_a_power_loss_brings_back_is_no_loss(tmp_path: Path, torn: bool) -> None:
+    """Its records are in LMDB, and only its removal was not durable. A torn index has no number for what it holds: they
+    may be nowhere else."""
+    index = Index(tmp_path, BOOT)
+    put(index, key(20), b"1")
+    path = index._journal.path
+    segment = path.read_bytes()
+    index.rotate()
+    index.flush()
+    put(index, key(21), b"2")
+    if torn:
+        index.rewrite(lambda txn: txn.delete(b"meta", b"serial"))
+    kill(index)
+    path.write_bytes(segment)
+    index = Index(tmp_path, OTHER_BOOT)
+    assert index.get(key(20)) == b"1"
+    assert index.dropped == ({key(20): b"1"} if torn else {}) | {key(21): b"2"}
+    assert index.recovered == 0
     kill(index)
 
 
@@ -174,6 +218,22 @@ def test_a_journal_is_gone_once_its_rows_are_in_lmdb(tmp_path: Path) -> None:
     assert index.recovered == 0
     assert index.get(key(24)) == b"1"
     index.close()
+
+
+def test_the_tables_do_not_grow_with_changes_of_the_same_rows(world: World) -> None:
+    """Although every look-up is answered from memory: the owner's view does not keep pages from being used again."""
+    inodes = [world.create(b"%d" % number) for number in range(2000)]
+    (data,) = world.cache_path.rglob("data.mdb")
+
+    def change(rounds: int) -> int:
+        for number in range(rounds):
+            for ino in inodes[number % 50 :: 50]:
+                world.do(world.names.setattr, ino, Changes(mode=0o600 + number % 64), CALLER)
+            world.flush()
+        return data.stat().st_size
+
+    before = change(20)
+    assert change(100) - before < 1 << 20
 
 
 def test_reads_see_the_newest_layer(tmp_path: Path) -> None:
@@ -342,6 +402,33 @@ def test_what_is_newer_than_a_partition_stays(tmp_path: Path, flush: bool, reope
     index.close()
 
 
+def test_what_comes_and_goes_is_deleted_while_partitions_are_missing(tmp_path: Path) -> None:
+    """It may be in one of them: only when all are here it is known that it was in none."""
+    index, objects, _ = partitioned(tmp_path)
+
+    def dirty() -> set[bytes]:
+        index.rotate()
+        index.flush()
+        reader = index.tables.reader()
+        found = {name for name, _ in reader.scan(b"dirty", b"")}
+        reader.close()
+        return found
+
+    for number in (31, 131):
+        put(index, key(number), b"new")
+        put(index, key(number), None)
+    assert dirty() == {key(31), key(131)}
+    for ref in index.unloaded():
+        index.load(ref, decode_segment(objects[ref.key]))
+    assert index.get(key(31)) is None
+    for number in (31, 32, 132):
+        put(index, key(number), b"new")
+        put(index, key(number), None)
+    assert dirty() == {key(31), key(131), key(32)}
+    assert [index.get(key(number)) for number in (31, 32, 132)] == [None, None, None]
+    index.close()
+
+
 def test_a_deletion_in_a_partition_is_damage(tmp_path: Path) -> None:
     """Only deltas delete."""
     index, _, _ = partitioned(tmp_path)
@@ -392,6 +479,33 @@ def test_a_row_of_the_wrong_kind_is_reported(world: World) -> None:
     with pytest.raises(FormatError):
         world.names.inode(77)  # type: ignore[arg-type]
     assert isinstance(world.do(world.names.make, ROOT_INO, b"g", 0o100644, CALLER), Inode)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_disk_that_is_full_for_us(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """LMDB tells of a quota only in words. A save has to know it for what it is, to make room."""
+    index = Index(tmp_path, BOOT)
+    put(index, key(20), b"1")
+    index.rotate()
+
+    def failing(text: str) -> Callable[[Writer], None]:
+        def commit(txn: Writer) -> None:
+            txn.close()
+            raise lmdb.Error(f"mdb_txn_commit: {text}")
+
+        return commit
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Writer, "commit", failing(os.strerror(number)))
+        with pytest.raises(CacheFullError):
+            index.flush()
+        patch.setattr(Writer, "commit", failing(os.strerror(errno.EIO)))
+        with pytest.raises(CacheError) as other:
+            index.flush()
+        assert not isinstance(other.value, CacheFullError)
+    index.flush()
+    assert index.get(key(20)) == b"1"
+    index.close()
 
 
 def test_a_map_that_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

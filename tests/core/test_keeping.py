@@ -229,6 +229,24 @@ def test_a_power_loss_keeps_what_was_synced(world: World, monkeypatch: pytest.Mo
     assert tree(world) == before
 
 
+@pytest.mark.parametrize("flush", [False, True])
+def test_what_begins_to_stay_here_and_goes_at_once(world: World, tmp_path: Path, flush: bool) -> None:
+    """The bucket loses what it had of it, and never hears of what it had not, whatever the index knew meanwhile."""
+    ignoring(world, "*.tmp")
+    world.create(b"saved", SMALL)
+    world.create(b"kept.tmp", SMALL)
+    world.commit()
+    world.create(b"new", SMALL)
+    for name in (b"saved", b"new", b"kept.tmp"):
+        rename(world, name, b"other.tmp")
+        if flush:
+            world.flush()
+        rename(world, b"other.tmp", b"back")
+        rename(world, b"back", b"again.tmp")
+        world.unlink(b"again.tmp")
+    assert saved(world, tmp_path) == set()
+
+
 def test_the_cache_limit_never_evicts_it(world: World) -> None:
     ignoring(world, "cache/")
     cache = world.mkdir(b"cache")

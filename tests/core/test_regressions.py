@@ -10,10 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 from harness import Crash, World, delayed_swap, saved_tree, tree, unreachable
 
 import wsfs.data.overlay
 import wsfs.sync.start
+from wsfs.config import MountSettings
+from wsfs.daemon import Daemon
+from wsfs.data.ballast import Ballast
 from wsfs.errors import (
     CacheFullError,
     FormatError,
@@ -460,3 +464,26 @@ def test_a_refused_mount_forgets_nothing(world: World, monkeypatch: pytest.Monke
     world.commit()
     assert saved_tree(world, tmp_path / "elsewhere") == tree(world)
     assert list(world.cache_path.glob("unsaved-*")) == []
+
+
+def test_the_reserve_that_a_delete_has_used_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a full disk a delete gives it up, and nobody had it restored: the last save of a stop would find none."""
+
+    class Full:
+        async def shrink(self, _limit: int) -> int:
+            raise CacheFullError
+
+    daemon = Daemon.__new__(Daemon)
+    daemon._cache_size = 0
+    daemon._settings = MountSettings("memory://", tmp_path, cache_dir=tmp_path)
+    daemon._evictor = Full()  # type: ignore[assignment]
+    daemon._ballast = Ballast(tmp_path)
+    assert Ballast(tmp_path).release()
+    monkeypatch.setattr("wsfs.daemon.CACHE_SECONDS", 0.01)
+
+    async def main() -> None:
+        with trio.move_on_after(0.5):
+            await daemon._keep_cache_small()
+
+    trio.run(main)
+    assert (tmp_path / "ballast").exists()

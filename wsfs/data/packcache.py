@@ -9,15 +9,16 @@ Packs are fetched in windows: a package's small files lie side by side, so one r
 
 from __future__ import annotations
 
-import errno
 import os
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+from wsfs.disk import is_full
 from wsfs.errors import CacheError, CacheFullError, FormatError, NeedRemote
 from wsfs.log import get_log
 from wsfs.model import FrameLoc, pack_key
@@ -40,12 +41,15 @@ Place = tuple[int, int, int]
 
 
 class PackCache:
-    """At most `limit` bytes on disk (oldest packs go first), and 16 MiB of opened blocks in memory.
+    """Pieces on disk, and 16 MiB of opened blocks in memory.
+
+    The evictor decides what goes, of packs and of all else. It looks now and then, and not everywhere is one: so
+    oldest packs also go at once where they alone are more than `limit` bytes. `clock` is that of the times of files.
 
     `read` belongs to the owner thread; `fetch` may run on any.
     """
 
-    def __init__(self, directory: Path, store: Store, limit: int, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, directory: Path, store: Store, limit: int, clock: Callable[[], float] = time.time) -> None:
         self._directory = directory / "packs"
         self._directory.mkdir(mode=0o700, exist_ok=True)
         self._store = store
@@ -53,19 +57,23 @@ class PackCache:
         self._clock = clock
         self._lock = threading.Lock()
         self._used: dict[str, float] = {}
+        self._sizes: dict[str, int] = {}
+        """What each file takes on the disk, as it was after the last write to it."""
         self._size = 0
         for path in self._directory.iterdir():
             stat = path.stat()
-            self._used[path.name] = stat.st_atime - time.time()
-            self._size += stat.st_blocks * 512
-        self._fetched: dict[tuple[str, int], int] = {}
-        """The windows that this process has fetched: the number of the fetch, or 0 once something was read well."""
+            self._used[path.name] = max(stat.st_atime, stat.st_mtime)
+            self._count(path.name, stat)
+        self._fetched: dict[str, dict[int, int]] = {}
+        """The windows, by pack, that this process has fetched: the number of the fetch, or 0 once something was read
+        well."""
         self._fetches = 0
         self._held: OrderedDict[tuple[str, int], bytes] = OrderedDict()
         """Windows that the disk had no room for: on a full disk reads go on."""
         self._opened: OrderedDict[bytes, bytes] = OrderedDict()
         self._opened_bytes = 0
         self._touched: set[Place] = set()
+        self._failed = False
         self.served = self.missed = 0
         """How many blocks were read here, and how many of them had to be fetched first."""
         self.on_touch: Callable[[int, int, int, bool], None] = _ignore
@@ -115,7 +123,7 @@ class PackCache:
             )
         with self._lock:
             # Bytes that go bad here later are this disk's fault, not the store's.
-            self._fetched.update(((name, w), 0) for w in windows)
+            self._fetched.setdefault(name, {}).update((w, 0) for w in windows)
             if name in self._used:
                 self._used[name] = self._clock()
         return self._served(loc, data)
@@ -134,19 +142,21 @@ class PackCache:
 
     def _fetched_as(self, name: str, windows: range) -> list[int | None]:
         with self._lock:
-            return [self._fetched.get((name, w)) for w in windows]
+            fetched = self._fetched.get(name, {})
+            return [fetched.get(w) for w in windows]
 
     def _missing(self, name: str, windows: range, before: list[int | None], loc: FrameLoc) -> list[int]:
         """The windows to fetch for a frame that could not be read. `before` is what `_fetched_as` said before that.
         Raises FormatError when fetching cannot help."""
         with self._lock:
-            missing = [w for w in windows if (name, w) not in self._fetched]
+            fetched = self._fetched.get(name, {})
+            missing = [w for w in windows if w not in fetched]
             if missing:
                 return missing
-            if before != [self._fetched[name, w] for w in windows]:
+            if before != [fetched[w] for w in windows]:
                 # What was read is not what was fetched last: it was evicted and has come back since.
                 return list(windows)
-            fresh = [self._fetched.pop((name, w)) for w in windows]
+            fresh = [fetched.pop(w) for w in windows]
         if all(fresh):
             # Just fetched, and still wrong: the store is at fault. A later try asks again.
             raise FormatError(f"the pack '{pack_key(loc.epoch, loc.pack)}' does not hold the bytes that were written")
@@ -166,7 +176,7 @@ class PackCache:
         start, end = window * WINDOW, (window + 1) * WINDOW
         try:
             fd = os.open(self._directory / f"{epoch:08x}-{pack:08x}", os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
+        except OSError:
             return False
         try:
             return os.lseek(fd, start, os.SEEK_DATA) == start and os.lseek(fd, start, os.SEEK_HOLE) >= end
@@ -196,16 +206,14 @@ class PackCache:
             written = self._write_window(name, window, data)
             while written < len(data) and self._drop_oldest(keep=name):
                 written = self._write_window(name, window, data)
-            if (name, window) not in self._fetched:
-                self._size += written
             self._fetches += 1
-            self._fetched[name, window] = self._fetches
+            self._fetched.setdefault(name, {})[window] = self._fetches
             self._held.pop((name, window), None)
             if written < len(data):
                 self._held[name, window] = bytes(data)
                 while len(self._held) > _HELD_WINDOWS:
-                    gone, _ = self._held.popitem(last=False)
-                    self._fetched.pop(gone, None)
+                    (pack, gone), _ = self._held.popitem(last=False)
+                    self._fetched.get(pack, {}).pop(gone, None)
                 return False
             self._evict(keep=name)
             return True
@@ -213,15 +221,26 @@ class PackCache:
     def _write_window(self, name: str, window: int, data: memoryview) -> int:
         """How many bytes of a window the disk had room for."""
         try:
-            fd = os.open(self._directory / name, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            try:
-                return os.pwrite(fd, data, window * WINDOW)
-            finally:
-                os.close(fd)
+            return self._write(name, [(window * WINDOW, data)])
         except OSError as exc:
-            if exc.errno in (errno.ENOSPC, errno.EDQUOT):
+            if is_full(exc):
                 return 0
             raise CacheError(f"what was fetched cannot be kept in the cache directory: {exc.strerror}") from exc
+
+    def _write(self, name: str, pieces: Pieces) -> int:
+        """Write parts of a pack, with the lock held. Returns bytes written; raises OSError."""
+        fd = os.open(self._directory / name, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            return sum(os.pwrite(fd, data, offset) for offset, data in pieces)
+        finally:
+            # Some of it may have been here: only the file system knows by how much it has grown.
+            self._count(name, os.fstat(fd))
+            os.close(fd)
+
+    def _count(self, name: str, stat: os.stat_result) -> None:
+        size = stat.st_blocks * 512
+        self._size += size - self._sizes.get(name, 0)
+        self._sizes[name] = size
 
     def keep(self, epoch: int, pack: int, pieces: Pieces) -> None:
         """Any thread: frames of a pack that was made here. If the disk has no room for them, they are fetched later."""
@@ -230,12 +249,7 @@ class PackCache:
         name = f"{epoch:08x}-{pack:08x}"
         with self._lock:
             try:
-                fd = os.open(self._directory / name, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
-                try:
-                    for offset, stored in pieces:
-                        os.pwrite(fd, stored, offset)
-                finally:
-                    os.close(fd)
+                self._write(name, pieces)
             except OSError as exc:
                 log.warning(
                     "pack not kept, it is fetched again when it is read",
@@ -243,31 +257,53 @@ class PackCache:
                     error=exc,
                     remedy="look at the cache disk",
                 )
-            self._size += sum(len(stored) for _, stored in pieces)
             self._used[name] = self._clock()
             self._evict(keep=name)
+
+    def usage(self) -> list[tuple[float, int, str]]:
+        """Any thread: last use, bytes on disk and name of every pack."""
+        found = []
+        for name in list(self._used):
+            with self._lock:
+                used = self._used.get(name)
+                if used is not None:
+                    with suppress(OSError):  # a look, for some file systems know it only a while after the write
+                        self._count(name, (self._directory / name).stat())
+                    found.append((used, self._sizes.get(name, 0), name))
+        return found
+
+    def drop(self, name: str, used: float) -> int:
+        """Any thread: drop a pack, unless it was used since. Returns bytes freed."""
+        with self._lock:
+            return self._drop(name) if self._used.get(name) == used else 0
 
     def shrink(self, limit: int) -> int:
         """Any thread: drop the oldest packs until all fit in `limit` bytes. Returns bytes freed."""
         freed = 0
         with self._lock:
-            for name in sorted(self._used, key=self._used.__getitem__):
+            names = sorted(self._used, key=self._used.__getitem__)
+        for name in names:
+            with self._lock:  # one by one: whoever reads meanwhile waits for the lock
                 if self._size <= limit:
                     break
-                freed += self._drop(name)
+                if name in self._used:
+                    freed += self._drop(name)
         return freed
 
     def _drop(self, name: str) -> int:
-        """Remove a pack's pieces, with the lock held. Returns bytes freed."""
-        path = self._directory / name
-        try:
-            freed = path.stat().st_blocks * 512
-            path.unlink()
-        except FileNotFoundError:
-            freed = 0
+        """Remove a pack's pieces, with the lock held. Returns bytes freed. What cannot be removed does not count any
+        more: to try it again and again would free nothing."""
+        freed = self._sizes.pop(name, 0)
         self._size -= freed
         del self._used[name]
-        self._fetched = {(n, w): fresh for (n, w), fresh in self._fetched.items() if n != name or (n, w) in self._held}
+        try:
+            (self._directory / name).unlink(missing_ok=True)
+        except OSError as exc:
+            log.warning("pack not removed", pack=name, error=exc, remedy="look at the cache disk")
+            freed = 0
+        fetched = self._fetched.pop(name, {})
+        if self._held and (held := {w: fresh for w, fresh in fetched.items() if (name, w) in self._held}):
+            self._fetched[name] = held
         return freed
 
     def _fetcher(self, loc: FrameLoc, window: int) -> Callable[[], None]:
@@ -283,12 +319,26 @@ class PackCache:
     def _read_from_disk(self, name: str, loc: FrameLoc) -> bytes | None:
         try:
             fd = os.open(self._directory / name, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                return os.pread(fd, loc.stored_length, loc.offset)
+            finally:
+                os.close(fd)
         except FileNotFoundError:
             return None
-        try:
-            return os.pread(fd, loc.stored_length, loc.offset)
-        finally:
-            os.close(fd)
+        except OSError as exc:
+            self._give_up(name, exc)
+            return None
+
+    def _give_up(self, name: str, exc: OSError) -> None:
+        """A pack's file cannot be read. It goes, or what is fetched again would come to lie in the same bad place."""
+        if not self._failed:
+            self._failed = True  # a disk that fails does so often
+            log.warning(
+                "a pack cannot be read here, it is fetched again", pack=name, error=exc, remedy="look at the cache disk"
+            )
+        with self._lock:
+            if name in self._used:
+                self._drop(name)
 
     def _with_held(self, name: str, loc: FrameLoc, stored: bytes | None) -> bytes | None:
         """What was read of a frame, and in its place what memory has of it."""

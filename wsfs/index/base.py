@@ -331,6 +331,17 @@ def _standing_in(v: dict[str, Any]) -> Standing:
     return Standing(v["workspace"], v["seq"], v["commit"], v["next_id"], tuple(_ref_in(d) for d in v["deltas"]))
 
 
+def no_trace(reader: Reader, table: Memtable) -> set[bytes]:
+    """The keys of a memtable that came and went in it: names of temporary files, above all. No commit holds them, nor
+    does one that is under way, or they would have a row or be dirty. True only while all partitions are here: what has
+    no row may lie in another."""
+    return {
+        key
+        for key, value in table.rows.items()
+        if not value and key not in table.clean and not reader.get(key) and reader.lookup(b"dirty", key) is None
+    }
+
+
 def write_rows(txn: Writer, table: Memtable, generation: int, *, keep_deleted: bool) -> None:
     """Write a memtable, and keep the cookies in step with the dirents."""
     # Sorted by keys alone: to compare pairs takes five times as long.

@@ -266,14 +266,15 @@ class Index(Rows):
         if not (0 <= files <= _COUNTER_MAX and 0 <= total <= _COUNTER_MAX):
             # In a damaged workspace they may be wrong, and that must not keep anybody from removing files.
             files, total = min(max(files, 0), _COUNTER_MAX), min(max(total, 0), _COUNTER_MAX)
+        before = (self.shared_files, self.shared_bytes) if self.quota is not None else (0, 0)
         self._journal.append((self._next_id, files, total), ops)
         self.files, self.bytes = files, total
         self._mem.apply(ops)
         self._unsaved.note(ops)
         if self.kept.sizes or batch.ways:
             self.kept.note(ops, batch.opened)
-        if self.quota is not None and (batch.files or batch.bytes) and not self._is_kept(batch):
-            self.quota.note(batch)
+        if self.quota is not None and (batch.files or batch.bytes):
+            self.quota.note(batch, self.shared_files - before[0], self.shared_bytes - before[1])
         if len(self._inodes) >= _CACHED_INODES:
             self._inodes.clear()
         for inode in batch.inodes:
@@ -282,9 +283,6 @@ class Index(Rows):
             self._inodes.pop(ino, None)
             self._detached[ino] = rows
             self._unsaved.forget(ino)
-
-    def _is_kept(self, batch: Batch) -> bool:
-        return bool(batch.inodes) and batch.inodes[0].ino in self.kept
 
     def detach(self, ino: Ino, inode: Inode, batch: Batch) -> None:
         """Let `batch` remove every row of an inode without names, and keep them in memory for those who have it open.

@@ -25,7 +25,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from wsfs.disk import sync_directory
+from wsfs.disk import FULL, is_full, sync_directory
 from wsfs.errors import CacheError, CacheFullError, FormatError
 from wsfs.repo.codec import check_key
 
@@ -107,7 +107,7 @@ class Journal:
         try:
             os.posix_fallocate(self._fd, 0, _PREALLOCATE)
         except OSError as exc:
-            if exc.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSPC):
+            if exc.errno not in {errno.EOPNOTSUPP, errno.EINVAL, *FULL}:
                 raise
 
     def append(self, counters: Counters | tuple[int, int, int], ops: list[Op]) -> None:
@@ -201,6 +201,6 @@ def _ops(body: bytes, at: int) -> Iterator[Op]:
 
 
 def _disk_error(exc: OSError) -> CacheError:
-    if exc.errno in (errno.ENOSPC, errno.EDQUOT):
+    if is_full(exc):
         return CacheFullError()
     return CacheError(f"the journal in the cache directory cannot be written: {exc.strerror}")

@@ -68,10 +68,15 @@ class Quota:
             return None
         return max(self.files - files, 0), max(self._soft_files - files, 0)
 
-    def note(self, batch: Batch) -> None:
-        """A batch was applied: remember which directory it was about."""
-        if batch.inodes:
-            inode = batch.inodes[0]
-            directory = inode.ino if inode.is_dir else inode.parent
-            size, files = self.growth.get(directory, (0, 0))
-            self.growth[directory] = size + batch.bytes, files + batch.files
+    def note(self, batch: Batch, files: int, size: int) -> None:
+        """A batch was applied, and so many more files and bytes count: remember in which directory. By what a directory
+        had grown that is gone, its parent has."""
+        if not batch.inodes:
+            return
+        last = batch.inodes[-1]  # of a new name, or one that went, the directory that it is in
+        directory = last.ino if last.is_dir else last.parent
+        for more in ((size, files), *(self.growth.pop(ino, (0, 0)) for ino, _ in batch.detached)):
+            before = self.growth.get(directory, (0, 0))
+            self.growth[directory] = before[0] + more[0], before[1] + more[1]
+        if self.growth[directory] == (0, 0):
+            del self.growth[directory]

@@ -20,6 +20,7 @@ from wsfs.index.base import (
     Standing,
     advance,
     load_parts,
+    no_trace,
     read_pending,
     read_standing,
     write_counters,
@@ -102,6 +103,8 @@ class Rows:
         """Set the memtable aside for `flush`. False when there is nothing to set aside, or the last is not flushed."""
         if self._imm is not None or not self._mem.rows:
             return False
+        if self._read_version != self._version:
+            self._renew()  # look-ups may all end in memory, and LMDB uses no page again that an old view may need
         self._old_journal = self._journal
         self._journal = self._new_journal(self._journal.serial + 1)
         self._imm_barrier = self._barrier.guarded()
@@ -119,15 +122,20 @@ class Rows:
             # From `_imm = None` on the owner may rotate again, and these are another's then.
             journal = self._old_journal
             self._barrier.settle(self._imm_barrier)
-            names.note(self._directory, self._imm_generation, imm.changed())
             with self.tables.writer() as txn:
-                write_rows(txn, imm, self._imm_generation, keep_deleted=self._parts.partial)
+                self._write(txn, imm, self._imm_generation)
                 write_counters(txn, self._imm_counters, self._old_journal.serial, self.generation)
             self._version += 1
             self._imm = None
             journal.close()
             journal.path.unlink()
             self.after_durable(journal.serial)
+
+    def _write(self, txn: Writer, table: Memtable, generation: int) -> None:
+        if not self._parts.partial:
+            table.clean |= no_trace(txn, table)
+        names.note(self._directory, generation, table.changed())
+        write_rows(txn, table, generation, keep_deleted=self._parts.partial)
 
     @property
     def serial(self) -> int:
@@ -182,6 +190,8 @@ class Rows:
             serial = min((records[0].serial for _, _, records, _ in segments if records), default=1) - 1
         for _path, boot_id, records, _mark in segments:
             for record in records:
+                if record.serial <= self._serial:
+                    continue  # it is in LMDB: the segment went then, but that was not durable
                 lost_power = boot_id != self._boot_id and record.serial > vouched
                 if lost_power:
                     self.dropped.update((key, value) for _flag, key, value in record.ops)
@@ -193,9 +203,8 @@ class Rows:
         if count:
             # Which of them were guarded is not known any more.
             self._barrier.write({ino_of(key) for key in table.rows if table_of(key) in (codec.ATTR, codec.BLOCK)})
-            names.note(self._directory, self.generation, table.changed())
             with self.tables.writer() as txn:
-                write_rows(txn, table, self.generation, keep_deleted=self._parts.partial)
+                self._write(txn, table, self.generation)
                 write_counters(txn, counters, serial, self.generation)
             self._next_id, self.files, self.bytes = counters
             self.generation += 1

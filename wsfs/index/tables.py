@@ -16,6 +16,7 @@ Every transaction is durable when it returns (LMDB's defaults), and none is made
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +24,7 @@ from typing import Any, Final
 
 import lmdb
 
+from wsfs.disk import FULL
 from wsfs.errors import CacheError, CacheFullError
 
 DELETED: Final = b""
@@ -31,6 +33,9 @@ _MAP_SIZE: Final = 1 << 40
 be full never has to grow under its readers."""
 
 _MAP_MIN: Final = 1 << 30
+_FULL: Final = tuple(os.strerror(number) for number in sorted(FULL))
+"""lmdb has a class of its own for few errnos. Of the others only the text is left."""
+
 _NAMES: Final = (b"rows", b"cookies", b"dirty", b"digests", b"parts", b"changed", b"meta", b"kept")
 
 
@@ -110,6 +115,8 @@ class Tables:
             with self._env.begin(write=True) as txn:  # each new one would be a durable transaction of its own
                 self._dbs = {name: self._env.open_db(name, txn) for name in _NAMES}
         except lmdb.Error as exc:
+            if _is_full(exc):
+                raise CacheFullError() from exc
             raise CacheError(f"the index in {directory} cannot be opened ({exc}): move the directory away") from exc
 
     @staticmethod
@@ -138,12 +145,14 @@ class Tables:
                 txn.close()
                 raise
             txn.commit()
-        except (lmdb.MapFullError, lmdb.DiskError) as exc:
-            raise CacheFullError() from exc
         except lmdb.Error as exc:
-            if "No space left" in str(exc):
+            if _is_full(exc):
                 raise CacheFullError() from exc
             raise CacheError(f"the index in the cache directory cannot be written: {exc}") from exc
 
     def close(self) -> None:
         self._env.close()
+
+
+def _is_full(exc: lmdb.Error) -> bool:
+    return isinstance(exc, (lmdb.MapFullError, lmdb.DiskError)) or any(text in str(exc) for text in _FULL)

@@ -54,8 +54,9 @@ def blocks_to_send(reader: Reader, generation: int, progress: Progress) -> list[
 def published_rows(
     rows: Iterable[Row], resolved: Mapping[bytes, bytes | None], first_new: int, left: Left
 ) -> Iterator[Row]:
-    """Rows as the bucket holds them, with what their blocks have become (`resolved`). What came and went between two
-    commits, from inode `first_new` on, leaves no trace."""
+    """Rows as the bucket holds them, with what their blocks have become (`resolved`). Of an inode that came and went
+    between two commits, so from `first_new` on, there is no trace. Its name, if it is in an older directory, is deleted
+    unless the index has left it out: nobody knows here whether it took the place of another."""
     for key, row in rows:
         if row is None:
             if codec.ino_of(key) < first_new:

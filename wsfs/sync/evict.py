@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import chain
+from operator import itemgetter
 from typing import Final
 
 import trio
@@ -16,10 +19,12 @@ from wsfs.repo import codec
 
 _AT_ONCE: Final = 100
 _LOW_WATER: Final = 0.9
+"""Beyond the limit so much of it is left: else there would be something to drop each time. The rest is what packs may
+have in any case, however much cannot be dropped: what is read beside that must not be fetched again and again."""
 
 
 class Evictor:
-    """Walks the overlay in a thread, and evicts on the owner thread in small portions."""
+    """Walks the overlay and the packs in a thread, and evicts in small portions: files on the owner thread."""
 
     def __init__(self, index: Index, overlay: Overlay, packs: PackCache) -> None:
         self._index = index
@@ -30,21 +35,28 @@ class Evictor:
         """Held while rows are changed here. Whoever holds it has them to himself on a read-only mount."""
 
     async def shrink(self, limit: int) -> int:
-        """Drop the overlay files that are only copies of packs until all fits in `limit` bytes. Returns bytes freed."""
+        """Drop packs, and overlay files that are only copies of packs, until all fits in `limit` bytes: what was not
+        used for longest goes first. Returns bytes freed."""
         async with self.still:
-            found = await trio.to_thread.run_sync(self._overlay.usage)
-            self.overlay_size = sum(size for _, size, _ in found)
-            target = limit if self.overlay_size + self._packs.size <= limit else int(limit * _LOW_WATER)
-            freed = 0
-            for number, (_, size, ino) in enumerate(in_order(found)):
+            files = await trio.to_thread.run_sync(self._overlay.usage)
+            packs = await trio.to_thread.run_sync(self._packs.usage)
+            self.overlay_size = sum(size for _, size, _ in files)
+            low = int(limit * _LOW_WATER)
+            target = limit if self.overlay_size + self._packs.size <= limit else low
+            freed = fetched = 0
+            copies: Iterator[tuple[float, int, int | str]] = in_order(chain(files, packs), itemgetter(0))
+            for number, (used, size, copy) in enumerate(copies):
                 if self.overlay_size - freed + self._packs.size <= target:
                     break
-                if self.evict(ino):
+                if isinstance(copy, str):
+                    if self._packs.size > limit - low:
+                        fetched += await trio.to_thread.run_sync(self._packs.drop, copy, used)
+                elif self.evict(copy):
                     freed += size
                 if number % _AT_ONCE == 0:
                     await trio.lowlevel.checkpoint()
             self.overlay_size -= freed
-            return freed
+            return freed + fetched
 
     async def drop_all(self) -> int:
         """Drop every copy of what the store has, and wait until the room is really free. Returns bytes freed.
