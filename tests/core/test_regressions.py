@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from harness import SMALL_BLOCK as BLOCK
 from harness import Crash, World, saved_tree, tree, unreachable
 
 import wsfs.data.overlay
@@ -410,6 +411,69 @@ def test_an_overlay_file_that_a_power_loss_took_leaves_no_holes(
     assert small.content(b"f") == content
     small.commit()
     assert saved_tree(small, tmp_path / "elsewhere")[b"/f"][1] == content
+
+
+@pytest.mark.parametrize(("size", "at"), [(BLOCK, BLOCK + 1), (BLOCK - 5, 2 * BLOCK + 7), (BLOCK, BLOCK - 1)])
+def test_a_lost_copy_of_one_block_leaves_no_zeros(
+    small: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Any, size: int, at: int
+) -> None:
+    """The only block of a file is in its pack. A write behind it begins a new overlay file, in which it is not."""
+    content = os.urandom(size)
+    ino = small.create(b"f", content)
+    small.commit()
+    small.crash()
+    Path(small.overlay._path(ino)).unlink(missing_ok=True)
+    power_loss(small, monkeypatch)
+    small.write(ino, at, b"new")
+    content = content[:at].ljust(at, b"\0") + b"new"
+    assert small.read(ino) == content
+    small.write(ino, 0, b"x")
+    small.commit()
+    assert saved_tree(small, tmp_path / "elsewhere")[b"/f"][1] == b"x" + content[1:]
+
+
+def full(*_args: Any) -> None:
+    raise CacheFullError("full")
+
+
+def lose_copy(world: World, ino: int) -> None:
+    """Somebody has removed an overlay file, and nobody has it open."""
+    world.overlay._close(ino)
+    os.unlink(world.overlay._path(ino))
+
+
+def test_a_failed_write_to_a_file_whose_copy_is_lost_hides_nothing(
+    small: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk is full once the new overlay file has begun: the rows must not trust that one."""
+    content = os.urandom(BLOCK - 100)
+    ino = small.create(b"f", content)
+    small.commit()
+    lose_copy(small, ino)
+    with monkeypatch.context() as patch:
+        patch.setattr(small.overlay, "write", full)
+        with pytest.raises(CacheFullError):
+            small.write(ino, 0, b"n" * (BLOCK - 100))
+    assert small.read(ino) == content
+
+
+def test_a_failed_rename_to_an_ignored_path_hides_nothing(small: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Likewise where a file is brought here to stay: a piece of it has begun, and the rows are as they were."""
+    content = os.urandom(2 * BLOCK + 600)
+    ino = small.create(b"f", content)
+    small.create(b".wsfsignore", b"*.tmp\n")
+    small.commit()
+    lose_copy(small, ino)
+    apply = small.index.apply
+
+    def full_at_last(batch: Any) -> None:
+        full() if batch.ways else apply(batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(small.index, "apply", full_at_last)
+        with pytest.raises(CacheFullError):
+            small.do(small.names.rename, ROOT_INO, b"f", ROOT_INO, b"f.tmp")
+    assert small.read(ino) == content
 
 
 def test_removed_bytes_are_freed_once_that_is_durable(world: World) -> None:

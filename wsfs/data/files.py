@@ -155,7 +155,7 @@ class Files:
                 index.guard_data(ino)
             else:
                 filled += 1
-        if begin and size > BLOCK_SIZE and not overlay.has(ino):
+        if begin and size and not overlay.has(ino):
             self._forget_residents(ino)
         if before is not None:
             self._change(ino, before)
@@ -194,7 +194,8 @@ class Files:
             self._overlay.mark(ino, number)
 
     def _forget_residents(self, ino: Ino) -> None:
-        """A power loss may have taken the overlay file: what was in it must not seem to be in the next one."""
+        """There is no overlay file, although rows may trust it: a power loss can take one that was never synced, and a
+        person any. What was in it must not seem to be in the next one, not even if that is begun and no more."""
         batch = Batch()
         for key, row in self._index.scan(ino, codec.BLOCK):
             block = codec.decode_block(row)
@@ -289,6 +290,8 @@ class Files:
         self._index.guard_data(ino)
 
         def write() -> None:
+            if begin and not self._overlay.has(ino):
+                self._forget_residents(ino)
             for number, data in begin:
                 self._overlay.preserve(ino, number)
                 self._overlay.begin(ino, number, data)
