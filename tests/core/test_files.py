@@ -12,6 +12,7 @@ import pytest
 from harness import SMALL_BLOCK as BLOCK
 from harness import World, saved_tree
 
+import wsfs.data.overlay
 from wsfs.data.overlay import Overlay
 from wsfs.data.packcache import WINDOW, PackCache
 from wsfs.errors import CacheError, CacheFullError, NeedRemote
@@ -206,16 +207,16 @@ def test_a_block_that_changes_while_it_is_captured(
     overlay.mark(1, 0)
     overlay.write(1, 0, b"old")
     overlay.freeze()
-    read = Overlay._capture
+    read = wsfs.data.overlay._read_block
 
-    def meanwhile(path: Path, index: int, length: int) -> bytes:
-        data = read(path, index, length) if when == "after it was read" else b""
-        if not overlay.dirty:
-            overlay.mark(1, 0)
-            overlay.write(1, 0, b"new")
+    def meanwhile(path: str, index: int, length: int) -> bytes | None:
+        monkeypatch.undo()
+        data = read(path, index, length) if when == "after it was read" else None
+        overlay.mark(1, 0)
+        overlay.write(1, 0, b"new")
         return data or read(path, index, length)
 
-    monkeypatch.setattr(overlay, "_capture", meanwhile)
+    monkeypatch.setattr(wsfs.data.overlay, "_read_block", meanwhile)
     assert overlay.capture(1, 0, 3) == b"old"
     assert overlay.read(1, 0, 0, 3) == b"new"
     overlay.thaw(committed=True)

@@ -16,6 +16,7 @@ from harness import Crash, World, saved_tree, tree, unreachable
 import wsfs.data.overlay
 import wsfs.sync.start
 from wsfs.errors import (
+    CacheError,
     CacheFullError,
     FormatError,
     LeaseHeldError,
@@ -474,6 +475,48 @@ def test_a_failed_rename_to_an_ignored_path_hides_nothing(small: World, monkeypa
         with pytest.raises(CacheFullError):
             small.do(small.names.rename, ROOT_INO, b"f", ROOT_INO, b"f.tmp")
     assert small.read(ino) == content
+
+
+def test_unsaved_bytes_that_are_lost_are_not_saved_as_zeros(small: World, tmp_path: Path) -> None:
+    """Their overlay file is gone: reading, saving and writing around them fail until the file is deleted."""
+    small.create(b"other", b"saved later" * 1000)
+    ino = small.create(b"f", os.urandom(2 * BLOCK))
+    small.fsync(ino)
+    lose_copy(small, ino)
+    for attempt in (
+        lambda: small.read(ino),
+        lambda: small.write(ino, 5, b"x"),
+        lambda: small.write(ino, 9 * BLOCK, b"x" * BLOCK),
+    ):
+        with pytest.raises(CacheError, match=f"inode {ino}"):
+            attempt()
+    with pytest.raises(CacheError, match=f"inode {ino}") as caught:
+        small.commit()
+    assert "delete" in caught.value.remedy
+    small.restart()
+    with pytest.raises(CacheError, match=f"inode {ino}"):
+        small.commit()
+    small.unlink(b"f")
+    small.commit()
+    assert sorted(saved_tree(small, tmp_path / "elsewhere")) == [b"", b"/.workspace.initialized", b"/other"]
+
+
+def test_unsaved_bytes_that_are_lost_during_a_save_are_no_zeros_either(small: World) -> None:
+    """A file is cut off and written anew before the save has come to it: that is not what it had to save."""
+    ino = small.create(b"f", os.urandom(2 * BLOCK))
+
+    def reached(step: str) -> None:
+        if step == "frozen":
+            lose_copy(small, ino)
+            small.truncate(ino, 0)
+            small.write(ino, 0, b"n" * 2 * BLOCK)
+
+    small.reached = reached
+    with pytest.raises(CacheError, match=f"inode {ino}"):
+        small.commit()
+    small.reached = lambda _step: None
+    assert small.commit() is not None
+    assert small.read(ino) == b"n" * 2 * BLOCK
 
 
 def test_removed_bytes_are_freed_once_that_is_durable(world: World) -> None:

@@ -155,7 +155,7 @@ class Files:
                 index.guard_data(ino)
             else:
                 filled += 1
-        if begin and size and not overlay.has(ino):
+        if size and not held and not overlay.has(ino):
             self._forget_residents(ino)
         if before is not None:
             self._change(ino, before)
@@ -195,10 +195,15 @@ class Files:
 
     def _forget_residents(self, ino: Ino) -> None:
         """There is no overlay file, although rows may trust it: a power loss can take one that was never synced, and a
-        person any. What was in it must not seem to be in the next one, not even if that is begun and no more."""
+        person any. What was in it must not seem to be in the next one, not even if that is begun and no more.
+
+        Raises CacheError where it had what nobody else has.
+        """
         batch = Batch()
         for key, row in self._index.scan(ino, codec.BLOCK):
             block = codec.decode_block(row)
+            if isinstance(block, Local):
+                raise self._overlay.missing(ino)
             if isinstance(block, Packed) and block.resident:
                 batch.put_clean(key, codec.encode_block(Packed(block.loc)))
         if batch.ops:

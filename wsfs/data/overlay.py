@@ -53,7 +53,8 @@ class Overlay:
         """The blocks of a commit that failed. It may turn out to have succeeded, so a write to them is a new change."""
         self._begun: dict[int, set[int]] = {}
         self._frozen: dict[int, set[int]] = {}
-        self._copied: dict[int, set[int]] = {}
+        self._copied: dict[int, dict[int, str]] = {}
+        """Where a commit finds the old bytes of blocks that have changed since, by inode and block."""
         self._dropped: dict[int, int] = {}
         self._doomed: dict[int, int] = {}
         self._durable = 0
@@ -64,10 +65,10 @@ class Overlay:
     # --- reading and writing --------------------------------------------------------------------------------------
 
     def read(self, ino: int, index: int, start: int, length: int) -> bytes:
-        """`length` bytes of a block from `start`; what was never written is zeros."""
+        """`length` bytes of a block from `start`; what was never written of it is zeros."""
         fd = self._fd(ino)
         if fd is None:
-            return bytes(length)
+            raise self.missing(ino)
         try:
             data = os.pread(fd, length, index * BLOCK_SIZE + start)
         except OSError as exc:
@@ -110,6 +111,21 @@ class Overlay:
     def has(self, ino: int) -> bool:
         """Whether there is an overlay file at all."""
         return self._fd(ino) is not None
+
+    def missing(self, ino: int) -> CacheError:
+        """What to raise when there is none, and a row says that it has what nobody else has: no zeros in its place."""
+        if not os.path.isdir(os.path.dirname(self._path(ino))):
+            return CacheError("the cache directory was deleted while it was in use: what it held is lost")
+        error = CacheError(f"the cache has lost what was not saved of inode {ino}: its file in the overlay is missing")
+        error.remedy = (
+            f"'find MOUNTPOINT -inum {ino}' names it: delete it, or nothing is saved; 'wsfs restore' brings"
+            " back what was saved of it before"
+        )
+        return error
+
+    def begin_empty(self, ino: int) -> None:
+        """An overlay file that is lost, and everybody knows it: what its rows say that it has is zeros."""
+        self._fd(ino, create=True)
 
     def is_whole(self, ino: int, start: int, end: int) -> bool:
         """Whether its overlay file has bytes from `start` to `end`, without a hole; as far as its file system tells."""
@@ -188,23 +204,19 @@ class Overlay:
         with self._lock:
             if index not in self._frozen.get(ino, ()):
                 return
-            try:
-                source = os.open(self._path(ino), os.O_RDONLY | os.O_CLOEXEC)
+            data = _read_block(self._path(ino), index, BLOCK_SIZE)
+            path = self._copy_path(ino) if data is not None else ""  # then the commit finds nothing either, and fails
+            if data is not None:
                 try:
-                    data = os.pread(source, BLOCK_SIZE, index * BLOCK_SIZE)
-                finally:
-                    os.close(source)
-                copy = os.open(self._copy_path(ino), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
-                try:
-                    _write_all(copy, data, index * BLOCK_SIZE)
-                finally:
-                    os.close(copy)
-            except FileNotFoundError:
-                data = b""  # an empty overlay file: all zeros
-            except OSError as exc:
-                raise _disk_error(exc) from exc
+                    copy = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+                    try:
+                        _write_all(copy, data, index * BLOCK_SIZE)
+                    finally:
+                        os.close(copy)
+                except OSError as exc:
+                    raise _disk_error(exc) from exc
             self._frozen[ino].discard(index)
-            self._copied.setdefault(ino, set()).add(index)
+            self._copied.setdefault(ino, {})[index] = path
 
     def preserve_from(self, ino: int, first: int) -> None:
         """`preserve` every frozen block from `first` on."""
@@ -224,37 +236,23 @@ class Overlay:
 
     def capture(self, ino: int, index: int, length: int) -> bytes:
         """Any thread: the bytes of a block as they were at `freeze`. Raises CacheError."""
-        data = None if self._is_copied(ino, index) else self._capture(self._path(ino), index, length)
+        copied = self._copy_of(ino, index)
+        data = None if copied is not None else _read_block(self._path(ino), index, length)
         with self._lock:
             # Whoever was about to change it while it was read has kept a copy first, under this lock.
-            if not self._is_copied(ino, index):
+            copied = self._copy_of(ino, index)
+            if copied is None and data is not None:
                 # From now on it may change without a copy: this commit has what it needs.
                 self._frozen.get(ino, set()).discard(index)
-            else:
-                data = None
+        if copied is not None:
+            data = _read_block(copied, index, length)
         if data is None:
-            data = self._capture(self._copy_path(ino), index, length)
+            raise self.missing(ino)
         return data if len(data) == length else data + bytes(length - len(data))
 
-    def _is_copied(self, ino: int, index: int) -> bool:
-        return index in self._copied.get(ino, ())
-
-    @staticmethod
-    def _capture(path: str, index: int, length: int) -> bytes:
-        try:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
-            if not os.path.isdir(os.path.dirname(path)):
-                raise CacheError("the cache directory was deleted while it was in use: what it held is lost") from None
-            return b""
-        except OSError as exc:
-            raise _disk_error(exc) from exc
-        try:
-            return os.pread(fd, length, index * BLOCK_SIZE)
-        except OSError as exc:
-            raise _disk_error(exc) from exc
-        finally:
-            os.close(fd)
+    def _copy_of(self, ino: int, index: int) -> str | None:
+        blocks = self._copied.get(ino)
+        return None if blocks is None else blocks.get(index)
 
     def thaw(self, *, committed: bool, left: Collection[int] = ()) -> None:
         """The commit has ended, if one was begun. What a failed one held remains to be pushed, and the inodes that a
@@ -263,9 +261,9 @@ class Overlay:
             return
         self._committing = False
         self._frozen = {}
-        for ino in self._copied:
-            _remove(self._copy_path(ino))
-        self._copied = {}
+        copied, self._copied = self._copied, {}
+        for path in {path for blocks in copied.values() for path in blocks.values() if path}:
+            _remove(path)
         begun, self._begun = self._begun, {}
         self._left = begun if not committed else {ino: begun[ino] for ino in left if ino in begun}
         dropped, self._dropped = self._dropped, {}
@@ -366,6 +364,8 @@ class Overlay:
         try:
             fd = os.open(self._path(ino), os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if create else 0), 0o600)
         except FileNotFoundError:
+            if create:
+                raise self.missing(ino) from None
             return None
         except OSError as exc:
             raise _disk_error(exc) from exc
@@ -388,6 +388,22 @@ class Overlay:
         length = min(length, os.fstat(fd).st_size - offset)
         if length > 0:
             _write_all(fd, bytes(length), offset)
+
+
+def _read_block(path: str, index: int, length: int) -> bytes | None:
+    """What a file has of a block; None if there is no file."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    except OSError as exc:
+        raise _disk_error(exc) from exc
+    try:
+        return os.pread(fd, length, index * BLOCK_SIZE)
+    except OSError as exc:
+        raise _disk_error(exc) from exc
+    finally:
+        os.close(fd)
 
 
 def _remove(path: str) -> None:
