@@ -15,6 +15,7 @@ from harness import Crash, World, saved_tree, tree, unreachable
 
 import wsfs.data.overlay
 import wsfs.sync.start
+from wsfs.data.overlay import Overlay
 from wsfs.errors import (
     CacheError,
     CacheFullError,
@@ -256,6 +257,47 @@ def test_a_truncation_during_an_upload_does_not_trip_over_it(small: World) -> No
     thread.join()
     overlay.thaw(committed=False)
     assert errors == []
+
+
+@pytest.mark.parametrize("begins", ["before the next commit", "while that is under way"])
+def test_a_thread_of_a_commit_that_was_given_up_disturbs_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begins: str
+) -> None:
+    """At a deadline nobody waits for it. What it reads then is not what the next commit has read."""
+    overlay = Overlay(tmp_path)
+    overlay.write(20, 0, b"old")
+    overlay.mark(20, 0)
+    read = wsfs.data.overlay._read_block
+    started, go_on = threading.Event(), threading.Event()
+
+    def wait(*args: Any) -> bytes | None:
+        data = read(*args)
+        started.set()
+        go_on.wait(10)
+        return data
+
+    def capture() -> None:
+        if begins == "while that is under way":
+            wait(overlay._path(20), 0, 3)
+        with pytest.raises(CacheError, match="given up"):
+            overlay.capture(20, 0, 3)
+
+    overlay.freeze()
+    with monkeypatch.context() as patch:
+        if begins == "before the next commit":
+            patch.setattr(wsfs.data.overlay, "_read_block", wait)
+        thread = threading.Thread(target=capture)
+        thread.start()
+        started.wait(10)
+    overlay.thaw(committed=False)
+    overlay.freeze()
+    go_on.set()
+    thread.join()
+    overlay.mark(20, 0)
+    overlay.write(20, 0, b"new")
+    assert overlay.capture(20, 0, 3) == b"old"
+    overlay.thaw(committed=True)
+    overlay.close()
 
 
 def test_a_store_with_other_bytes_is_reported(world: World) -> None:

@@ -55,6 +55,8 @@ class Overlay:
         self._frozen: dict[int, set[int]] = {}
         self._copied: dict[int, dict[int, str]] = {}
         """Where a commit finds the old bytes of blocks that have changed since, by inode and block."""
+        self._older: set[threading.Thread] = set()
+        """Threads from before the freeze: if one of them captures, it belongs to a commit that was given up."""
         self._dropped: dict[int, int] = {}
         self._doomed: dict[int, int] = {}
         self._durable = 0
@@ -231,14 +233,21 @@ class Overlay:
         assert not self._committing
         self._committing = True
         self._begun = {ino: blocks for ino, blocks in self.unsaved().items() if ino not in kept}
-        self._frozen = _merged(self._begun)
+        frozen = _merged(self._begun)
+        with self._lock:  # of a commit that was given up a thread may still be at work
+            self._older = set(threading.enumerate()) - {threading.current_thread()}
+            self._frozen = frozen
         self.dirty, self._left = {}, {}
 
     def capture(self, ino: int, index: int, length: int) -> bytes:
         """Any thread: the bytes of a block as they were at `freeze`. Raises CacheError."""
+        frozen = self._frozen
         copied = self._copy_of(ino, index)
         data = None if copied is not None else _read_block(self._path(ino), index, length)
         with self._lock:
+            if frozen is not self._frozen or threading.current_thread() in self._older:
+                # What the next commit has frozen must stay so until that has read it.
+                raise CacheError("the commit that wanted this was given up")
             # Whoever was about to change it while it was read has kept a copy first, under this lock.
             copied = self._copy_of(ino, index)
             if copied is None and data is not None:
