@@ -15,8 +15,8 @@ from harness import World, saved_tree
 import wsfs.data.overlay
 from wsfs.data.overlay import Overlay
 from wsfs.data.packcache import WINDOW, PackCache
-from wsfs.errors import CacheError, CacheFullError, NeedRemote
-from wsfs.model import BLOCK_SIZE, FrameLoc, Inline, Local, Packed, pack_key
+from wsfs.errors import CacheError, CacheFullError, NeedRemote, StoreError
+from wsfs.model import BLOCK_SIZE, HELD_MAX, FrameLoc, Inline, Local, Packed, pack_key
 from wsfs.repo.frame import digest
 from wsfs.repo.pack import PackWriter, make_frame
 from wsfs.store.memory import MemoryStore
@@ -260,6 +260,61 @@ def test_a_disk_that_cannot_sync_is_an_error_of_the_cache(
     monkeypatch.setattr(os, "fsync", failing)
     with pytest.raises(CacheError):
         overlay.sync({5})
+
+
+@pytest.mark.parametrize("many", [False, True])
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.EACCES, errno.EIO])
+def test_a_file_that_cannot_be_opened_to_be_synced_is_an_error_of_the_cache(
+    overlay: Overlay, monkeypatch: pytest.MonkeyPatch, many: bool, number: int
+) -> None:
+    """What runs in the background expects no other one."""
+    overlay.write(5, 0, b"data")
+    if many:
+        monkeypatch.setattr(wsfs.data.overlay, "_SYNC_EACH_MAX", 0)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", refusing(number))
+        with pytest.raises(CacheError):
+            overlay.sync({5})
+    overlay.sync({5})
+
+
+def refusing(number: int) -> Callable[..., int]:
+    def refuse(*_args: object, **_kwargs: object) -> int:
+        raise OSError(number, os.strerror(number))
+
+    return refuse
+
+
+def test_what_cannot_be_removed_keeps_nothing_from_going_on(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dropped file, a copy that a commit needed, a journal: the next time, or never, and only room is lost."""
+    big = b"x" * (HELD_MAX + 1)
+    gone, kept = world.create(b"gone", big), world.create(b"kept", big)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "unlink", refusing(errno.EIO))
+        patch.setattr(Path, "unlink", refusing(errno.EIO))
+        world.unlink(b"gone")
+        world.flush()
+        world.fsync(kept)
+
+        def reached(step: str) -> None:
+            if step == "frozen":
+                world.write(kept, 0, b"y")
+            if step == "packs":
+                raise StoreError("failed here")
+
+        world.reached = reached
+        with pytest.raises(StoreError):
+            world.commit()
+        assert world.overlay.unsaved() == {kept: {0}}
+    world.reached = lambda _step: None
+    assert gone in world.overlay.inodes()
+    world.create(b"more")
+    world.flush()
+    assert list(world.overlay.inodes()) == [kept]
+    world.restart()
+    assert world.content(b"kept") == b"y" + big[1:]
+    world.commit()
+    assert world.overlay.unsaved() == {}
 
 
 # --- the pack cache ---------------------------------------------------------------------------------------------------

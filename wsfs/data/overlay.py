@@ -22,7 +22,10 @@ from typing import Final
 from wsfs.data.behind import WriteBehind
 from wsfs.disk import sync_directory
 from wsfs.errors import CacheError, CacheFullError
+from wsfs.log import get_log
 from wsfs.model import BLOCK_SIZE
+
+log = get_log(__name__)
 
 _OPEN_FILES: Final = 512
 _KEEP_SIZE_PUNCH_HOLE: Final = 0x03
@@ -152,18 +155,16 @@ class Overlay:
     def _doom(self, ino: int, serial: int) -> None:
         self._close(ino)
         with self._lock:
-            if serial > self._durable:
+            if serial > self._durable or not _remove(self._path(ino)):
                 self._doomed[ino] = serial
-            else:
-                _remove(self._path(ino))
 
     def reap(self, durable: int) -> None:
         """Any thread: the journal is durable up to this record."""
         with self._lock:
             self._durable = max(self._durable, durable)
             for ino in [ino for ino, serial in self._doomed.items() if serial <= durable]:
-                del self._doomed[ino]
-                _remove(self._path(ino))
+                if _remove(self._path(ino)):
+                    del self._doomed[ino]
 
     # --- commits --------------------------------------------------------------------------------------------------
 
@@ -299,14 +300,14 @@ class Overlay:
             shards.add(os.path.dirname(path))  # also for a file that was removed: its old bytes must not come back
             try:
                 fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                try:
+                    os.fsync(fd)
+                finally:
+                    os.close(fd)
             except FileNotFoundError:
                 continue
-            try:
-                os.fsync(fd)
             except OSError as exc:
                 raise _disk_error(exc) from exc
-            finally:
-                os.close(fd)
         for shard in shards:
             try:
                 sync_directory(shard)
@@ -315,13 +316,16 @@ class Overlay:
 
     def _sync_all(self) -> None:
         """All that is on the disk of the overlay: quicker than one after the other, if there are many."""
-        fd = os.open(self._files, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            if _libc.syncfs(fd) != 0:
-                number = ctypes.get_errno()
-                raise _disk_error(OSError(number, os.strerror(number)))
-        finally:
-            os.close(fd)
+            fd = os.open(self._files, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                if _libc.syncfs(fd) != 0:
+                    number = ctypes.get_errno()
+                    raise OSError(number, os.strerror(number))
+            finally:
+                os.close(fd)
+        except OSError as exc:
+            raise _disk_error(exc) from exc
 
     def inodes(self) -> Iterable[int]:
         """Every inode that has an overlay file."""
@@ -415,9 +419,16 @@ def _read_block(path: str, index: int, length: int) -> bytes | None:
         os.close(fd)
 
 
-def _remove(path: str) -> None:
-    with contextlib.suppress(FileNotFoundError):
+def _remove(path: str) -> bool:
+    """Remove what nobody needs any more. If that fails only room is lost, and whoever waits for more goes on."""
+    try:
         os.unlink(path)
+    except FileNotFoundError:
+        return True
+    except OSError as exc:
+        log.warning("a file in the cache is not removed", path=path, error=exc, remedy=CacheError.remedy)
+        return False
+    return True
 
 
 def _merged(*tables: dict[int, set[int]]) -> dict[int, set[int]]:
