@@ -790,6 +790,9 @@ class Machine(RuleBasedStateMachine):
         left = [point]
         patch = pytest.MonkeyPatch()
 
+        def refuse(_fd: int, _size: int) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
         def stumble() -> None:
             if crash:
                 world.crash()
@@ -818,8 +821,10 @@ class Machine(RuleBasedStateMachine):
         trip(world.overlay, "begin")
         trip(world.overlay, "write", halves=True)
         trip(world.overlay, "preserve")
+        if not crash and part == "before":
+            patch.setattr(os, "ftruncate", refuse)
         if crash:
-            trip(world.overlay, "cut")  # it cannot run out of space
+            trip(world.overlay, "cut")
         try:
             result = world.do(call)
         except (Crash, WsfsError):

@@ -26,6 +26,7 @@ from wsfs.errors import (
     TransientStoreError,
 )
 from wsfs.model import HELD_MAX, ROOT_INO, Local
+from wsfs.repo.head import State
 from wsfs.sync.lease import Lease
 
 
@@ -559,6 +560,47 @@ def test_unsaved_bytes_that_are_lost_during_a_save_are_no_zeros_either(small: Wo
     small.reached = lambda _step: None
     assert small.commit() is not None
     assert small.read(ino) == b"n" * 2 * BLOCK
+
+
+@pytest.mark.parametrize("how", ["truncate", "write", "stop", "kill"])
+def test_what_the_disk_refuses_to_cut_off_stays_away(
+    world: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, how: str
+) -> None:
+    """The truncation is journalled, so it has happened: the file does not grow before the disk has followed."""
+    ino = world.create(b"f", b"S" * 100_000)
+    refused: list[int] = []
+
+    def refuse(fd: int, _size: int) -> None:
+        refused.append(fd)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "ftruncate", refuse)
+        world.truncate(ino, 10)
+        assert world.read(ino) == b"S" * 10
+        with pytest.raises(CacheFullError):
+            world.truncate(ino, 100)
+        with pytest.raises(CacheFullError):
+            world.write(ino, 90, b"x")
+        if how == "stop":
+            world.committer.commit(State.STOPPING)
+            world.index.close()
+            with pytest.raises(CacheFullError):
+                world.overlay.close()
+            world.dead = True
+            world.cache.close(clean=False)
+    assert refused
+    if how in ("stop", "kill"):
+        world.crash()
+        world.start()
+    if how == "write":
+        world.write(ino, 90, b"x" * 10)
+    else:
+        world.truncate(ino, 100)
+    expected = b"S" * 10 + (bytes(80) + b"x" * 10 if how == "write" else bytes(90))
+    assert world.read(ino) == expected
+    world.commit()
+    assert saved_tree(world, tmp_path / "elsewhere")[b"/f"][1] == expected
 
 
 def test_removed_bytes_are_freed_once_that_is_durable(world: World) -> None:

@@ -122,6 +122,7 @@ class Files:
         end = offset + len(data)
         if end > MAX_FILE_SIZE:
             raise OSError(errno.EFBIG, "file too large")
+        overlay.finish_cut(ino)
         if end > size and nlink and ino not in index.kept.sizes:
             index.admit(end - size, small=end <= SMALL)
         before: Batch | None = None
@@ -229,6 +230,7 @@ class Files:
             raise OSError(errno.EFBIG, "file too large")
         if size > inode.size and inode.nlink and inode.ino not in self._index.kept:
             self._index.admit(size - inode.size, small=size <= SMALL)
+        self._overlay.finish_cut(inode.ino)
         batch.bytes += size - inode.size
         if size >= inode.size:
             return _nothing
@@ -244,10 +246,10 @@ class Files:
         self._overlay.preserve_from(ino, keep)
 
         def after() -> None:
-            self._overlay.cut(ino, size)
             self._overlay.unmark(ino, first_gone)
             if cut_local:
                 self._overlay.mark(ino, keep)
+            self._overlay.cut(ino, size)
 
         return after
 

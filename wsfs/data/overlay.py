@@ -62,6 +62,8 @@ class Overlay:
         """Threads from before the freeze: if one of them captures, it belongs to a commit that was given up."""
         self._dropped: dict[int, int] = {}
         self._doomed: dict[int, int] = {}
+        self._cuts: dict[int, int] = {}
+        """Files that the disk has refused to cut, and where: it is done before anything could show what is beyond."""
         self._durable = 0
         self.serial: Callable[[], int] = lambda: 0
         """The newest journal record: what says that a dropped file's bytes are not needed is in it, or before it."""
@@ -103,15 +105,29 @@ class Overlay:
             raise _disk_error(exc) from exc
 
     def cut(self, ino: int, size: int) -> None:
-        """Make every byte from `size` on read as zero. The blocks concerned must have been preserved before."""
-        fd = self._fd(ino)
-        if fd is None:
-            return
+        """Make every byte from `size` on read as zero. The blocks concerned must have been preserved before.
+
+        Does not fail, for the rows say so already: what the disk refuses now is done by `finish_cut`.
+        """
+        self._cuts[ino] = min(size, self._cuts.get(ino, size))
         try:
-            if os.fstat(fd).st_size > size:
-                os.ftruncate(fd, size)
-        except OSError as exc:
-            raise _disk_error(exc) from exc
+            self.finish_cut(ino)
+        except CacheError as exc:
+            log.warning("a file in the cache is not cut yet", path=self._path(ino), error=exc)
+
+    def finish_cut(self, ino: int) -> None:
+        """Before a file grows: what was cut off must not come to light. Raises CacheFullError, CacheError."""
+        size = self._cuts.get(ino)
+        if size is None:
+            return
+        fd = self._fd(ino)
+        if fd is not None:
+            try:
+                if os.fstat(fd).st_size > size:
+                    os.ftruncate(fd, size)
+            except OSError as exc:
+                raise _disk_error(exc) from exc
+        del self._cuts[ino]
 
     def has(self, ino: int) -> bool:
         """Whether there is an overlay file at all."""
@@ -147,6 +163,7 @@ class Overlay:
         speak of it, and the commit that may still need it has ended."""
         self.dirty.pop(ino, None)
         self._left.pop(ino, None)
+        self._cuts.pop(ino, None)
         if self._committing:
             self._dropped[ino] = self.serial()
         else:
@@ -352,7 +369,15 @@ class Overlay:
         return self._committing and (ino in self._frozen or ino in self._dropped)
 
     def close(self) -> None:
+        """Raises CacheError when something is not in order: the next start then has to look."""
         self._behind.close()
+        try:
+            for ino in list(self._cuts):
+                self.finish_cut(ino)
+        finally:
+            self._close_all()
+
+    def _close_all(self) -> None:
         for ino in list(self._fds):
             self._close(ino)
 
