@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from harness import SMALL_BLOCK as BLOCK
-from harness import World, saved_tree
+from harness import Crash, World, saved_tree
 
 import wsfs.data.overlay
 from wsfs.data.overlay import Overlay
@@ -184,6 +184,109 @@ def test_a_frozen_block_is_captured_as_it_was(overlay: Overlay) -> None:
     assert overlay.read(1, 0, 0, 3) == b"new"
     assert sorted(overlay.inodes()) == [1, 2]
     overlay.close()
+
+
+@pytest.mark.parametrize("captured", [False, True])
+@pytest.mark.parametrize("changed", [False, True])
+def test_a_file_that_is_cut_to_nothing_is_left_to_the_commit(
+    overlay: Overlay, tmp_path: Path, captured: bool, changed: bool
+) -> None:
+    """Without a copy, however large it is; blocks that were copied before, and what comes after, are told apart."""
+    old = [bytes([number]) * BLOCK_SIZE for number in range(1, 4)]
+    for number, data in enumerate(old):
+        overlay.mark(1, number)
+        overlay.write(1, number * BLOCK_SIZE, data)
+    file = os.stat(overlay._path(1)).st_ino
+    overlay.freeze()
+    if captured:
+        assert overlay.capture(1, 0, BLOCK_SIZE) == old[0]
+    if changed:
+        overlay.mark(1, 1)
+        overlay.write(1, BLOCK_SIZE, b"changed")
+    overlay.unmark(1, 0)
+    overlay.cut(1, 0)
+    assert not overlay.has(1)
+    assert file in {path.stat().st_ino for path in (tmp_path / "frozen").iterdir()}
+    overlay.begin(1, 1)
+    overlay.mark(1, 1)
+    overlay.write(1, BLOCK_SIZE, b"anew")
+    overlay.cut(1, 0)
+    overlay.begin(1, 2)
+    overlay.write(1, 2 * BLOCK_SIZE, b"again")
+    for number in range(1 if captured else 0, 3):
+        assert overlay.capture(1, number, BLOCK_SIZE) == old[number]
+    assert overlay.read(1, 1, 0, 5) == bytes(5)
+    assert overlay.read(1, 2, 0, 5) == b"again"
+    overlay.thaw(committed=True)
+    overlay._behind._thread.shutdown()
+    assert list((tmp_path / "frozen").iterdir()) == []
+    overlay.close()
+
+
+def test_a_file_that_was_read_is_cut_in_place(overlay: Overlay, tmp_path: Path) -> None:
+    """The commit needs nothing of it any more."""
+    overlay.mark(1, 0)
+    overlay.write(1, 0, b"old")
+    overlay.freeze()
+    overlay.capture(1, 0, 3)
+    overlay.cut(1, 0)
+    assert overlay.has(1)
+    assert list((tmp_path / "frozen").iterdir()) == []
+    overlay.thaw(committed=True)
+    overlay.close()
+
+
+def test_a_file_that_cannot_be_left_to_the_commit_stays_frozen(
+    overlay: Overlay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not written to before it could be set aside, or the commit has read it."""
+    overlay.mark(1, 0)
+    overlay.write(1, 0, b"old")
+    overlay.freeze()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", refusing(errno.ENOSPC))
+        overlay.cut(1, 0)
+        with pytest.raises(CacheFullError):
+            overlay.finish_cut(1)
+    overlay.finish_cut(1)
+    overlay.begin(1, 0, b"new")
+    assert overlay.capture(1, 0, 3) == b"old"
+    overlay.thaw(committed=True)
+    assert overlay.read(1, 0, 0, 3) == b"new"
+    overlay.close()
+
+
+@pytest.mark.parametrize("end", ["saved", "failed", "killed"])
+def test_a_file_that_is_begun_anew_while_it_is_saved(small: World, tmp_path: Path, end: str) -> None:
+    """The save has the old content, or nothing; the mount has the new one, also after a crash."""
+    old, new = os.urandom(5 * BLOCK), os.urandom(3 * BLOCK)
+    ino = small.create(b"f", old)
+
+    def reached(step: str) -> None:
+        if step == "frozen":
+            small.truncate(ino, 0)
+            small.write(ino, 0, new)
+        if step == "packs" and end != "saved":
+            if end == "killed":
+                small.crash()
+                raise Crash
+            raise StoreError("failed here")
+
+    small.reached = reached
+    if end == "saved":
+        small.commit()
+        assert saved_tree(small, tmp_path / "elsewhere")[b"/f"][1] == old
+    else:
+        with pytest.raises((StoreError, Crash)):
+            small.commit()
+    small.reached = lambda _step: None
+    if end == "killed":
+        small.start()
+    small.overlay._behind._thread.submit(int).result()
+    assert list((small.cache_path / "local" / "frozen").iterdir()) == []
+    assert small.read(ino) == new
+    small.commit()
+    assert saved_tree(small, tmp_path / "elsewhere")[b"/f"][1] == new
 
 
 def test_a_captured_block_needs_no_copy_any_more(overlay: Overlay, tmp_path: Path) -> None:

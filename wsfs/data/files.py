@@ -243,7 +243,8 @@ class Files:
                 batch.delete(key)
         self._index.guard_data(ino)
         cut_local = rest > 0 and self._cut_block(ino, keep, rest, batch)
-        self._overlay.preserve_from(ino, keep)
+        if size:
+            self._overlay.preserve_from(ino, keep)
 
         def after() -> None:
             self._overlay.unmark(ino, first_gone)

@@ -16,6 +16,7 @@ import shutil
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Container, Iterable
+from itertools import count
 from pathlib import Path
 from typing import Final
 
@@ -60,6 +61,7 @@ class Overlay:
         """Where a commit finds the old bytes of blocks that have changed since, by inode and block."""
         self._older: set[threading.Thread] = set()
         """Threads from before the freeze: if one of them captures, it belongs to a commit that was given up."""
+        self._numbers = count()
         self._dropped: dict[int, int] = {}
         self._doomed: dict[int, int] = {}
         self._cuts: dict[int, int] = {}
@@ -105,7 +107,8 @@ class Overlay:
             raise _disk_error(exc) from exc
 
     def cut(self, ino: int, size: int) -> None:
-        """Make every byte from `size` on read as zero. The blocks concerned must have been preserved before.
+        """Make every byte from `size` on read as zero. The blocks concerned must have been preserved before; for a cut
+        to nothing they need not.
 
         Does not fail, for the rows say so already: what the disk refuses now is done by `finish_cut`.
         """
@@ -120,14 +123,33 @@ class Overlay:
         size = self._cuts.get(ino)
         if size is None:
             return
-        fd = self._fd(ino)
-        if fd is not None:
-            try:
-                if os.fstat(fd).st_size > size:
+        try:
+            if size or not self._set_aside(ino):
+                fd = self._fd(ino)
+                if fd is not None and os.fstat(fd).st_size > size:
                     os.ftruncate(fd, size)
-            except OSError as exc:
-                raise _disk_error(exc) from exc
+        except OSError as exc:
+            raise _disk_error(exc) from exc
         del self._cuts[ino]
+
+    def _set_aside(self, ino: int) -> bool:
+        """A file of which nothing is needed here any more goes to the commit that has not read all of it yet: a copy
+        would take time and room. Whether there was something to read. Raises OSError."""
+        if not self._frozen.get(ino):
+            return False
+        path = f"{self._copies}/{ino:x}.{next(self._numbers)}"
+        with self._lock:
+            blocks = self._frozen[ino]
+            if not blocks:
+                return False
+            try:
+                os.rename(self._path(ino), path)
+            except FileNotFoundError:
+                path = ""  # the commit finds nothing either, and fails
+            self._copied.setdefault(ino, {}).update(dict.fromkeys(blocks, path))
+            self._frozen[ino] = set()
+        self._close(ino)
+        return True
 
     def has(self, ino: int) -> bool:
         """Whether there is an overlay file at all."""
@@ -289,8 +311,12 @@ class Overlay:
         self._committing = False
         self._frozen = {}
         copied, self._copied = self._copied, {}
-        for path in {path for blocks in copied.values() for path in blocks.values() if path}:
-            _remove(path)
+        for ino, blocks in copied.items():
+            for path in set(blocks.values()) - {""}:
+                if path == self._copy_path(ino):
+                    _remove(path)
+                else:
+                    self._behind.later(_remove, path)  # it may be large, and then that takes a second
         begun, self._begun = self._begun, {}
         self._left = begun if not committed else {ino: begun[ino] for ino in left if ino in begun}
         dropped, self._dropped = self._dropped, {}
