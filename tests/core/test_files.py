@@ -310,7 +310,7 @@ def test_a_block_that_changes_while_it_is_captured(
     overlay.mark(1, 0)
     overlay.write(1, 0, b"old")
     overlay.freeze()
-    read = wsfs.data.overlay._read_block
+    read = wsfs.data.overlay.read_block
 
     def meanwhile(path: str, index: int, length: int) -> bytes | None:
         monkeypatch.undo()
@@ -319,7 +319,7 @@ def test_a_block_that_changes_while_it_is_captured(
         overlay.write(1, 0, b"new")
         return data or read(path, index, length)
 
-    monkeypatch.setattr(wsfs.data.overlay, "_read_block", meanwhile)
+    monkeypatch.setattr(wsfs.data.overlay, "read_block", meanwhile)
     assert overlay.capture(1, 0, 3) == b"old"
     assert overlay.read(1, 0, 0, 3) == b"new"
     overlay.thaw(committed=True)

@@ -14,6 +14,7 @@ from harness import SMALL_BLOCK as BLOCK
 from harness import Crash, World, saved_tree, tree, unreachable
 
 import wsfs.data.overlay
+import wsfs.data.overlayfile
 import wsfs.sync.start
 from wsfs.data.overlay import Overlay
 from wsfs.errors import (
@@ -268,7 +269,7 @@ def test_a_thread_of_a_commit_that_was_given_up_disturbs_no_other(
     overlay = Overlay(tmp_path)
     overlay.write(20, 0, b"old")
     overlay.mark(20, 0)
-    read = wsfs.data.overlay._read_block
+    read = wsfs.data.overlay.read_block
     started, go_on = threading.Event(), threading.Event()
 
     def wait(*args: Any) -> bytes | None:
@@ -286,7 +287,7 @@ def test_a_thread_of_a_commit_that_was_given_up_disturbs_no_other(
     overlay.freeze()
     with monkeypatch.context() as patch:
         if begins == "before the next commit":
-            patch.setattr(wsfs.data.overlay, "_read_block", wait)
+            patch.setattr(wsfs.data.overlay, "read_block", wait)
         thread = threading.Thread(target=capture)
         thread.start()
         started.wait(10)
@@ -427,14 +428,14 @@ def test_what_a_recovery_makes_durable_has_its_data_on_disk(
         monkeypatch.setattr(wsfs.data.overlay, "_SYNC_EACH_MAX", 0)
     path = Path(world.overlay._path(ino))
     found: list[str] = []
-    sync, syncfs = os.fsync, wsfs.data.overlay._libc.syncfs
+    sync, syncfs = os.fsync, wsfs.data.overlayfile.libc.syncfs
 
     def seen(fd: int, real: Callable[[int], Any]) -> Any:
         found.append(os.readlink(f"/proc/self/fd/{fd}"))
         return real(fd)
 
     monkeypatch.setattr(os, "fsync", lambda fd: seen(fd, sync))
-    monkeypatch.setattr(wsfs.data.overlay._libc, "syncfs", lambda fd: seen(fd, syncfs))
+    monkeypatch.setattr(wsfs.data.overlayfile.libc, "syncfs", lambda fd: seen(fd, syncfs))
     world.start()
     assert str(path.parent.parent if many else path) in found
     assert world.content(b"f") == b"new" + b"old" * 999

@@ -9,8 +9,6 @@ Threads: the owner (the FUSE thread) calls everything but what says "any thread"
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import errno
 import os
 import shutil
 import threading
@@ -21,18 +19,16 @@ from pathlib import Path
 from typing import Final
 
 from wsfs.data.behind import WriteBehind
+from wsfs.data.overlayfile import disk_error, punch, read_block, remove, sync_file_system, write_all
 from wsfs.disk import sync_directory
-from wsfs.errors import CacheError, CacheFullError
+from wsfs.errors import CacheError
 from wsfs.log import get_log
 from wsfs.model import BLOCK_SIZE
 
 log = get_log(__name__)
 
 _OPEN_FILES: Final = 512
-_KEEP_SIZE_PUNCH_HOLE: Final = 0x03
 _SYNC_EACH_MAX: Final = 256
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
 
 
 class Overlay:
@@ -81,7 +77,7 @@ class Overlay:
         try:
             data = os.pread(fd, length, index * BLOCK_SIZE + start)
         except OSError as exc:
-            raise _disk_error(exc) from exc
+            raise disk_error(exc) from exc
         return data if len(data) == length else data + bytes(length - len(data))
 
     def write(self, ino: int, offset: int, data: bytes | memoryview) -> None:
@@ -89,9 +85,9 @@ class Overlay:
         fd = self._fd(ino, create=True)
         assert fd is not None
         try:
-            _write_all(fd, data, offset)
+            write_all(fd, data, offset)
         except OSError as exc:
-            raise _disk_error(exc) from exc
+            raise disk_error(exc) from exc
         self._behind.wrote(fd, offset, len(data))
 
     def begin(self, ino: int, index: int, content: bytes = b"") -> None:
@@ -101,10 +97,10 @@ class Overlay:
         start = index * BLOCK_SIZE
         try:
             if os.fstat(fd).st_size > start:
-                self._punch(fd, start, BLOCK_SIZE)
-            _write_all(fd, content, start)
+                punch(fd, start, BLOCK_SIZE)
+            write_all(fd, content, start)
         except OSError as exc:
-            raise _disk_error(exc) from exc
+            raise disk_error(exc) from exc
 
     def cut(self, ino: int, size: int) -> None:
         """Make every byte from `size` on read as zero. The blocks concerned must have been preserved before; for a cut
@@ -129,7 +125,7 @@ class Overlay:
                 if fd is not None and os.fstat(fd).st_size > size:
                     os.ftruncate(fd, size)
         except OSError as exc:
-            raise _disk_error(exc) from exc
+            raise disk_error(exc) from exc
         del self._cuts[ino]
 
     def _set_aside(self, ino: int) -> bool:
@@ -178,7 +174,7 @@ class Overlay:
         try:
             return os.fstat(fd).st_size >= end and os.lseek(fd, start, os.SEEK_HOLE) >= end
         except OSError as exc:
-            raise _disk_error(exc) from exc
+            raise disk_error(exc) from exc
 
     def drop(self, ino: int) -> None:
         """An inode's data here is not needed any more: `reap` removes it, once a power loss cannot bring back rows that
@@ -194,7 +190,7 @@ class Overlay:
     def _doom(self, ino: int, serial: int) -> None:
         self._close(ino)
         with self._lock:
-            if serial > self._durable or not _remove(self._path(ino)):
+            if serial > self._durable or not remove(self._path(ino)):
                 self._doomed[ino] = serial
 
     def reap(self, durable: int) -> None:
@@ -202,7 +198,7 @@ class Overlay:
         with self._lock:
             self._durable = max(self._durable, durable)
             for ino in [ino for ino, serial in self._doomed.items() if serial <= durable]:
-                if _remove(self._path(ino)):
+                if remove(self._path(ino)):
                     del self._doomed[ino]
 
     # --- commits --------------------------------------------------------------------------------------------------
@@ -246,17 +242,17 @@ class Overlay:
         with self._lock:
             if index not in self._frozen.get(ino, ()):
                 return
-            data = _read_block(self._path(ino), index, BLOCK_SIZE)
+            data = read_block(self._path(ino), index, BLOCK_SIZE)
             path = self._copy_path(ino) if data is not None else ""  # then the commit finds nothing either, and fails
             if data is not None:
                 try:
                     copy = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
                     try:
-                        _write_all(copy, data, index * BLOCK_SIZE)
+                        write_all(copy, data, index * BLOCK_SIZE)
                     finally:
                         os.close(copy)
                 except OSError as exc:
-                    raise _disk_error(exc) from exc
+                    raise disk_error(exc) from exc
             self._frozen[ino].discard(index)
             self._copied.setdefault(ino, {})[index] = path
 
@@ -283,7 +279,7 @@ class Overlay:
         """Any thread: the bytes of a block as they were at `freeze`. Raises CacheError."""
         frozen = self._frozen
         copied = self._copy_of(ino, index)
-        data = None if copied is not None else _read_block(self._path(ino), index, length)
+        data = None if copied is not None else read_block(self._path(ino), index, length)
         with self._lock:
             if frozen is not self._frozen or threading.current_thread() in self._older:
                 # What the next commit has frozen must stay so until that has read it.
@@ -294,7 +290,7 @@ class Overlay:
                 # From now on it may change without a copy: this commit has what it needs.
                 self._frozen.get(ino, set()).discard(index)
         if copied is not None:
-            data = _read_block(copied, index, length)
+            data = read_block(copied, index, length)
         if data is None:
             raise self.missing(ino)
         return data if len(data) == length else data + bytes(length - len(data))
@@ -314,9 +310,9 @@ class Overlay:
         for ino, blocks in copied.items():
             for path in set(blocks.values()) - {""}:
                 if path == self._copy_path(ino):
-                    _remove(path)
+                    remove(path)
                 else:
-                    self._behind.later(_remove, path)  # it may be large, and then that takes a second
+                    self._behind.later(remove, path)  # it may be large, and then that takes a second
         begun, self._begun = self._begun, {}
         self._left = begun if not committed else {ino: begun[ino] for ino in left if ino in begun}
         dropped, self._dropped = self._dropped, {}
@@ -350,25 +346,23 @@ class Overlay:
             except FileNotFoundError:
                 continue
             except OSError as exc:
-                raise _disk_error(exc) from exc
+                raise disk_error(exc) from exc
         for shard in shards:
             try:
                 sync_directory(shard)
             except OSError as exc:
-                raise _disk_error(exc) from exc
+                raise disk_error(exc) from exc
 
     def _sync_all(self) -> None:
         """All that is on the disk of the overlay: quicker than one after the other, if there are many."""
         try:
             fd = os.open(self._files, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
-                if _libc.syncfs(fd) != 0:
-                    number = ctypes.get_errno()
-                    raise OSError(number, os.strerror(number))
+                sync_file_system(fd)
             finally:
                 os.close(fd)
         except OSError as exc:
-            raise _disk_error(exc) from exc
+            raise disk_error(exc) from exc
 
     def inodes(self) -> Iterable[int]:
         """Every inode that has an overlay file."""
@@ -387,7 +381,7 @@ class Overlay:
                         used = max(status.st_atime, status.st_mtime)
                         found.append((used, status.st_blocks * 512, int(entry.name, 16)))
         except OSError as exc:
-            raise _disk_error(exc) from exc
+            raise disk_error(exc) from exc
         return found
 
     def is_frozen(self, ino: int) -> bool:
@@ -432,7 +426,7 @@ class Overlay:
                 raise self.missing(ino) from None
             return None
         except OSError as exc:
-            raise _disk_error(exc) from exc
+            raise disk_error(exc) from exc
         self._fds[ino] = fd
         if len(self._fds) > _OPEN_FILES:
             self._close(next(iter(self._fds)))
@@ -444,43 +438,6 @@ class Overlay:
             self._behind.closed(fd)
             os.close(fd)
 
-    @staticmethod
-    def _punch(fd: int, offset: int, length: int) -> None:
-        if _libc.fallocate(fd, _KEEP_SIZE_PUNCH_HOLE, offset, length) == 0:
-            return
-        # Not every file system can: then write the zeros, up to the end of the file.
-        length = min(length, os.fstat(fd).st_size - offset)
-        if length > 0:
-            _write_all(fd, bytes(length), offset)
-
-
-def _read_block(path: str, index: int, length: int) -> bytes | None:
-    """What a file has of a block; None if there is no file."""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return None
-    except OSError as exc:
-        raise _disk_error(exc) from exc
-    try:
-        return os.pread(fd, length, index * BLOCK_SIZE)
-    except OSError as exc:
-        raise _disk_error(exc) from exc
-    finally:
-        os.close(fd)
-
-
-def _remove(path: str) -> bool:
-    """Remove what nobody needs any more. If that fails only room is lost, and whoever waits for more goes on."""
-    try:
-        os.unlink(path)
-    except FileNotFoundError:
-        return True
-    except OSError as exc:
-        log.warning("a file in the cache is not removed", path=path, error=exc, remedy=CacheError.remedy)
-        return False
-    return True
-
 
 def _merged(*tables: dict[int, set[int]]) -> dict[int, set[int]]:
     """A copy of the tables, laid together."""
@@ -489,20 +446,3 @@ def _merged(*tables: dict[int, set[int]]) -> dict[int, set[int]]:
         for ino, blocks in table.items():
             merged.setdefault(ino, set()).update(blocks)
     return merged
-
-
-def _write_all(fd: int, data: bytes | memoryview, offset: int) -> None:
-    """pwrite(2) until all is written: on a disk that fills up it writes less at first, and only then fails."""
-    done = 0
-    while done < len(data):
-        done += os.pwrite(fd, memoryview(data)[done:] if done else data, offset + done)
-
-
-def _disk_error(exc: OSError) -> CacheError:
-    if exc.errno in (errno.ENOSPC, errno.EDQUOT):
-        return CacheFullError()
-    if exc.errno == errno.EFBIG:
-        too_large = CacheError("the file system of the cache directory cannot hold a file of this size")
-        too_large.errno = errno.EFBIG
-        return too_large
-    return CacheError(f"the cache disk failed: {exc.strerror}")
