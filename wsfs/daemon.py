@@ -277,7 +277,7 @@ class Daemon:
                 try:
                     index.rotate()
                     await trio.to_thread.run_sync(index.flush)
-                except CacheError as exc:
+                except (CacheError, OSError) as exc:  # a mount must not end with it, whatever the disk says
                     log.error(
                         "index not flushed, the journal keeps everything", path=self._settings.cache_dir, error=exc
                     )
@@ -301,7 +301,7 @@ class Daemon:
             began = trio.current_time()
             try:
                 await self._evictor.shrink(self._cache_size)
-            except CacheError as exc:
+            except (CacheError, OSError) as exc:
                 log.warning("cache not shrunk", path=self._settings.cache_dir, error=exc)
             # A delete may have used it, and the next full disk may come in the last save of a stop.
             await trio.to_thread.run_sync(self._ballast.restore)
@@ -318,7 +318,7 @@ class Daemon:
                 continue
             try:
                 await self._saver.save_in_background()
-            except WsfsError as exc:
+            except (WsfsError, OSError) as exc:
                 log.error("background save failed, everything is kept here and tried again", error=exc)
 
     async def _renew_lease(self) -> None:

@@ -76,7 +76,7 @@ def _check(path: Path, checked: Checked, store: Store) -> Held:
         checked.add(
             "cache",
             f"the cache in {path} has lost {blocks} unsaved blocks of inode {number}: its overlay file is missing",
-            "Mount with this cache to save the rest",
+            f"Mount with this cache and delete it ('find MOUNTPOINT -inum {number}' names it): then the rest is saved",
         )
     if standing is None:
         checked.notes.append(f"The cache in {path} holds no workspace yet.")

@@ -173,6 +173,7 @@ class World:
         index._journal.close()
         if index._imm is not None:
             index._old_journal.close()
+        self.overlay._cuts.clear()  # what the disk has refused stays so
         self.overlay.close()
         self.cache.close(clean=False)
 

@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 import trio
 from harness import SMALL_BLOCK as BLOCK
-from harness import World, saved_tree
+from harness import Crash, World, saved_tree
 
+import wsfs.data.overlay
 from wsfs.data.overlay import Overlay
 from wsfs.data.packcache import WINDOW, PackCache
-from wsfs.errors import CacheError, CacheFullError, NeedRemote
-from wsfs.model import BLOCK_SIZE, FrameLoc, Inline, Ino, Local, Packed, pack_key
+from wsfs.errors import CacheError, CacheFullError, NeedRemote, StoreError
+from wsfs.model import BLOCK_SIZE, HELD_MAX, FrameLoc, Inline, Ino, Local, Packed, pack_key
 from wsfs.repo.frame import digest
 from wsfs.repo.pack import PackWriter, make_frame
 from wsfs.store.memory import MemoryStore
@@ -187,6 +188,109 @@ def test_a_frozen_block_is_captured_as_it_was(overlay: Overlay) -> None:
     overlay.close()
 
 
+@pytest.mark.parametrize("captured", [False, True])
+@pytest.mark.parametrize("changed", [False, True])
+def test_a_file_that_is_cut_to_nothing_is_left_to_the_commit(
+    overlay: Overlay, tmp_path: Path, captured: bool, changed: bool
+) -> None:
+    """Without a copy, however large it is; blocks that were copied before, and what comes after, are told apart."""
+    old = [bytes([number]) * BLOCK_SIZE for number in range(1, 4)]
+    for number, data in enumerate(old):
+        overlay.mark(1, number)
+        overlay.write(1, number * BLOCK_SIZE, data)
+    file = os.stat(overlay._path(1)).st_ino
+    overlay.freeze()
+    if captured:
+        assert overlay.capture(1, 0, BLOCK_SIZE) == old[0]
+    if changed:
+        overlay.mark(1, 1)
+        overlay.write(1, BLOCK_SIZE, b"changed")
+    overlay.unmark(1, 0)
+    overlay.cut(1, 0)
+    assert not overlay.has(1)
+    assert file in {path.stat().st_ino for path in (tmp_path / "frozen").iterdir()}
+    overlay.begin(1, 1)
+    overlay.mark(1, 1)
+    overlay.write(1, BLOCK_SIZE, b"anew")
+    overlay.cut(1, 0)
+    overlay.begin(1, 2)
+    overlay.write(1, 2 * BLOCK_SIZE, b"again")
+    for number in range(1 if captured else 0, 3):
+        assert overlay.capture(1, number, BLOCK_SIZE) == old[number]
+    assert overlay.read(1, 1, 0, 5) == bytes(5)
+    assert overlay.read(1, 2, 0, 5) == b"again"
+    overlay.thaw(committed=True)
+    overlay._behind._thread.shutdown()
+    assert list((tmp_path / "frozen").iterdir()) == []
+    overlay.close()
+
+
+def test_a_file_that_was_read_is_cut_in_place(overlay: Overlay, tmp_path: Path) -> None:
+    """The commit needs nothing of it any more."""
+    overlay.mark(1, 0)
+    overlay.write(1, 0, b"old")
+    overlay.freeze()
+    overlay.capture(1, 0, 3)
+    overlay.cut(1, 0)
+    assert overlay.has(1)
+    assert list((tmp_path / "frozen").iterdir()) == []
+    overlay.thaw(committed=True)
+    overlay.close()
+
+
+def test_a_file_that_cannot_be_left_to_the_commit_stays_frozen(
+    overlay: Overlay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not written to before it could be set aside, or the commit has read it."""
+    overlay.mark(1, 0)
+    overlay.write(1, 0, b"old")
+    overlay.freeze()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", refusing(errno.ENOSPC))
+        overlay.cut(1, 0)
+        with pytest.raises(CacheFullError):
+            overlay.finish_cut(1)
+    overlay.finish_cut(1)
+    overlay.begin(1, 0, b"new")
+    assert overlay.capture(1, 0, 3) == b"old"
+    overlay.thaw(committed=True)
+    assert overlay.read(1, 0, 0, 3) == b"new"
+    overlay.close()
+
+
+@pytest.mark.parametrize("end", ["saved", "failed", "killed"])
+def test_a_file_that_is_begun_anew_while_it_is_saved(small: World, tmp_path: Path, end: str) -> None:
+    """The save has the old content, or nothing; the mount has the new one, also after a crash."""
+    old, new = os.urandom(5 * BLOCK), os.urandom(3 * BLOCK)
+    ino = small.create(b"f", old)
+
+    def reached(step: str) -> None:
+        if step == "frozen":
+            small.truncate(ino, 0)
+            small.write(ino, 0, new)
+        if step == "packs" and end != "saved":
+            if end == "killed":
+                small.crash()
+                raise Crash
+            raise StoreError("failed here")
+
+    small.reached = reached
+    if end == "saved":
+        small.commit()
+        assert saved_tree(small, tmp_path / "elsewhere")[b"/f"][1] == old
+    else:
+        with pytest.raises((StoreError, Crash)):
+            small.commit()
+    small.reached = lambda _step: None
+    if end == "killed":
+        small.start()
+    small.overlay._behind._thread.submit(int).result()
+    assert list((small.cache_path / "local" / "frozen").iterdir()) == []
+    assert small.read(ino) == new
+    small.commit()
+    assert saved_tree(small, tmp_path / "elsewhere")[b"/f"][1] == new
+
+
 def test_a_captured_block_needs_no_copy_any_more(overlay: Overlay, tmp_path: Path) -> None:
     """Once the commit has read it, programs write on without keeping anything."""
     overlay.mark(1, 0)
@@ -208,16 +312,16 @@ def test_a_block_that_changes_while_it_is_captured(
     overlay.mark(1, 0)
     overlay.write(1, 0, b"old")
     overlay.freeze()
-    read = Overlay._capture
+    read = wsfs.data.overlay.read_block
 
-    def meanwhile(path: Path, index: int, length: int) -> bytes:
-        data = read(path, index, length) if when == "after it was read" else b""
-        if not overlay.dirty:
-            overlay.mark(1, 0)
-            overlay.write(1, 0, b"new")
+    def meanwhile(path: str, index: int, length: int) -> bytes | None:
+        monkeypatch.undo()
+        data = read(path, index, length) if when == "after it was read" else None
+        overlay.mark(1, 0)
+        overlay.write(1, 0, b"new")
         return data or read(path, index, length)
 
-    monkeypatch.setattr(overlay, "_capture", meanwhile)
+    monkeypatch.setattr(wsfs.data.overlay, "read_block", meanwhile)
     assert overlay.capture(1, 0, 3) == b"old"
     assert overlay.read(1, 0, 0, 3) == b"new"
     overlay.thaw(committed=True)
@@ -261,6 +365,61 @@ def test_a_disk_that_cannot_sync_is_an_error_of_the_cache(
     monkeypatch.setattr(os, "fsync", failing)
     with pytest.raises(CacheError):
         overlay.sync({5})
+
+
+@pytest.mark.parametrize("many", [False, True])
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.EACCES, errno.EIO])
+def test_a_file_that_cannot_be_opened_to_be_synced_is_an_error_of_the_cache(
+    overlay: Overlay, monkeypatch: pytest.MonkeyPatch, many: bool, number: int
+) -> None:
+    """What runs in the background expects no other one."""
+    overlay.write(5, 0, b"data")
+    if many:
+        monkeypatch.setattr(wsfs.data.overlay, "_SYNC_EACH_MAX", 0)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", refusing(number))
+        with pytest.raises(CacheError):
+            overlay.sync({5})
+    overlay.sync({5})
+
+
+def refusing(number: int) -> Callable[..., int]:
+    def refuse(*_args: object, **_kwargs: object) -> int:
+        raise OSError(number, os.strerror(number))
+
+    return refuse
+
+
+def test_what_cannot_be_removed_keeps_nothing_from_going_on(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dropped file, a copy that a commit needed, a journal: the next time, or never, and only room is lost."""
+    big = b"x" * (HELD_MAX + 1)
+    gone, kept = world.create(b"gone", big), world.create(b"kept", big)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "unlink", refusing(errno.EIO))
+        patch.setattr(Path, "unlink", refusing(errno.EIO))
+        world.unlink(b"gone")
+        world.flush()
+        world.fsync(kept)
+
+        def reached(step: str) -> None:
+            if step == "frozen":
+                world.write(kept, 0, b"y")
+            if step == "packs":
+                raise StoreError("failed here")
+
+        world.reached = reached
+        with pytest.raises(StoreError):
+            world.commit()
+        assert world.overlay.unsaved() == {kept: {0}}
+    world.reached = lambda _step: None
+    assert gone in world.overlay.inodes()
+    world.create(b"more")
+    world.flush()
+    assert list(world.overlay.inodes()) == [kept]
+    world.restart()
+    assert world.content(b"kept") == b"y" + big[1:]
+    world.commit()
+    assert world.overlay.unsaved() == {}
 
 
 # --- the pack cache ---------------------------------------------------------------------------------------------------

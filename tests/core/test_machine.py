@@ -635,6 +635,18 @@ class Machine(RuleBasedStateMachine):
         if inodes:
             self.world.evictor.evict(inodes[number % len(inodes)])
 
+    @rule(number=pick)
+    def lose_a_copy(self, number: int) -> None:
+        """Somebody cleans up in the cache: a file goes of which the store has everything."""
+        index, overlay = self.world.index, self.world.overlay
+        inodes = sorted(overlay.inodes())
+        if not inodes:
+            return
+        ino = inodes[number % len(inodes)]
+        if not any(codec.is_local(row) for _, row in self.world.do(index.scan, ino, codec.BLOCK)):
+            overlay._close(ino)
+            os.unlink(overlay._path(ino))
+
     def attempt(self, steps: Steps, fold: bool, fail_at: str = "", crash: bool = False) -> None:
         """A commit during which programs go on. It may fail at a step."""
         frozen: list[Model] = []
@@ -778,6 +790,9 @@ class Machine(RuleBasedStateMachine):
         left = [point]
         patch = pytest.MonkeyPatch()
 
+        def refuse(_fd: int, _size: int) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
         def stumble() -> None:
             if crash:
                 world.crash()
@@ -806,8 +821,10 @@ class Machine(RuleBasedStateMachine):
         trip(world.overlay, "begin")
         trip(world.overlay, "write", halves=True)
         trip(world.overlay, "preserve")
+        if not crash and part == "before":
+            patch.setattr(os, "ftruncate", refuse)
         if crash:
-            trip(world.overlay, "cut")  # it cannot run out of space
+            trip(world.overlay, "cut")
         try:
             result = world.do(call)
         except (Crash, WsfsError):

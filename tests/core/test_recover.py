@@ -110,6 +110,8 @@ def test_bytes_that_the_disk_has_lost(small: World, monkeypatch: pytest.MonkeyPa
     (line,) = [told for told in small.told if told.startswith("recovered")]
     assert line.endswith("; 3 files may lack what was not synced: d/sh\\nort, gone, holed")
     assert small.content(b"whole")
+    assert small.content(b"gone") == bytes(SMALL_BLOCK)
+    assert small.commit() is not None
     small.close()
     small.told.clear()
     small.start()
@@ -132,6 +134,19 @@ def test_operations_that_were_never_synced(small: World, monkeypatch: pytest.Mon
     assert f"7 files may lack what was not synced: d/new0, d/new1, d/new2, d/new3, d/sub and 2 more, see {file}" in line
     assert file.read_text().split() == ["d/new0", "d/new1", "d/new2", "d/new3", "d/sub", "d/sub/deep", "kept"]
     assert small.listing() == [b".workspace.initialized", b"kept", b"d"]
+
+
+def test_what_is_lost_is_not_exported_as_zeros(small: World, tmp_path: Path) -> None:
+    """From a cache directory that nobody has mounted since."""
+    content = os.urandom(SMALL_BLOCK)
+    gone = small.create(b"gone", os.urandom(SMALL_BLOCK))
+    small.create(b"whole", content)
+    small.flush()
+    small.crash()
+    os.unlink(small.overlay._path(gone))
+    done = from_cache(small.cache_path, tmp_path / "rescued", None)
+    assert done.incomplete == [b"gone"]
+    assert (tmp_path / "rescued" / "whole").read_bytes() == content
 
 
 def test_a_copy_of_a_cache_is_taken_for_one(small: World) -> None:

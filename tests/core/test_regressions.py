@@ -11,14 +11,18 @@ from typing import Any
 
 import pytest
 import trio
+from harness import SMALL_BLOCK as BLOCK
 from harness import Crash, World, delayed_swap, saved_tree, tree, unreachable
 
 import wsfs.data.overlay
+import wsfs.data.overlayfile
 import wsfs.sync.start
 from wsfs.config import MountSettings
 from wsfs.daemon import Daemon
 from wsfs.data.ballast import Ballast
+from wsfs.data.overlay import Overlay
 from wsfs.errors import (
+    CacheError,
     CacheFullError,
     FormatError,
     LeaseHeldError,
@@ -27,6 +31,7 @@ from wsfs.errors import (
     TransientStoreError,
 )
 from wsfs.model import HELD_MAX, ROOT_INO, Local
+from wsfs.repo.head import State
 from wsfs.sync.lease import Lease
 
 
@@ -260,6 +265,47 @@ def test_a_truncation_during_an_upload_does_not_trip_over_it(small: World) -> No
     assert errors == []
 
 
+@pytest.mark.parametrize("begins", ["before the next commit", "while that is under way"])
+def test_a_thread_of_a_commit_that_was_given_up_disturbs_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begins: str
+) -> None:
+    """At a deadline nobody waits for it. What it reads then is not what the next commit has read."""
+    overlay = Overlay(tmp_path)
+    overlay.write(20, 0, b"old")
+    overlay.mark(20, 0)
+    read = wsfs.data.overlay.read_block
+    started, go_on = threading.Event(), threading.Event()
+
+    def wait(*args: Any) -> bytes | None:
+        data = read(*args)
+        started.set()
+        go_on.wait(10)
+        return data
+
+    def capture() -> None:
+        if begins == "while that is under way":
+            wait(overlay._path(20), 0, 3)
+        with pytest.raises(CacheError, match="given up"):
+            overlay.capture(20, 0, 3)
+
+    overlay.freeze()
+    with monkeypatch.context() as patch:
+        if begins == "before the next commit":
+            patch.setattr(wsfs.data.overlay, "read_block", wait)
+        thread = threading.Thread(target=capture)
+        thread.start()
+        started.wait(10)
+    overlay.thaw(committed=False)
+    overlay.freeze()
+    go_on.set()
+    thread.join()
+    overlay.mark(20, 0)
+    overlay.write(20, 0, b"new")
+    assert overlay.capture(20, 0, 3) == b"old"
+    overlay.thaw(committed=True)
+    overlay.close()
+
+
 def test_a_store_with_other_bytes_is_reported(world: World) -> None:
     """A pack that was changed in the bucket is a FormatError, and is asked for again the next time."""
     data = os.urandom(5000)
@@ -376,14 +422,14 @@ def test_what_a_recovery_makes_durable_has_its_data_on_disk(
         monkeypatch.setattr(wsfs.data.overlay, "_SYNC_EACH_MAX", 0)
     path = Path(world.overlay._path(ino))
     found: list[str] = []
-    sync, syncfs = os.fsync, wsfs.data.overlay._libc.syncfs
+    sync, syncfs = os.fsync, wsfs.data.overlayfile.libc.syncfs
 
     def seen(fd: int, real: Callable[[int], Any]) -> Any:
         found.append(os.readlink(f"/proc/self/fd/{fd}"))
         return real(fd)
 
     monkeypatch.setattr(os, "fsync", lambda fd: seen(fd, sync))
-    monkeypatch.setattr(wsfs.data.overlay._libc, "syncfs", lambda fd: seen(fd, syncfs))
+    monkeypatch.setattr(wsfs.data.overlayfile.libc, "syncfs", lambda fd: seen(fd, syncfs))
     world.start()
     assert str(path.parent.parent if many else path) in found
     assert world.content(b"f") == b"new" + b"old" * 999
@@ -404,6 +450,152 @@ def test_an_overlay_file_that_a_power_loss_took_leaves_no_holes(
     assert small.content(b"f") == content
     small.commit()
     assert saved_tree(small, tmp_path / "elsewhere")[b"/f"][1] == content
+
+
+@pytest.mark.parametrize(("size", "at"), [(BLOCK, BLOCK + 1), (BLOCK - 5, 2 * BLOCK + 7), (BLOCK, BLOCK - 1)])
+def test_a_lost_copy_of_one_block_leaves_no_zeros(
+    small: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Any, size: int, at: int
+) -> None:
+    """The only block of a file is in its pack. A write behind it begins a new overlay file, in which it is not."""
+    content = os.urandom(size)
+    ino = small.create(b"f", content)
+    small.commit()
+    small.crash()
+    Path(small.overlay._path(ino)).unlink(missing_ok=True)
+    power_loss(small, monkeypatch)
+    small.write(ino, at, b"new")
+    content = content[:at].ljust(at, b"\0") + b"new"
+    assert small.read(ino) == content
+    small.write(ino, 0, b"x")
+    small.commit()
+    assert saved_tree(small, tmp_path / "elsewhere")[b"/f"][1] == b"x" + content[1:]
+
+
+def full(*_args: Any) -> None:
+    raise CacheFullError("full")
+
+
+def lose_copy(world: World, ino: int) -> None:
+    """Somebody has removed an overlay file, and nobody has it open."""
+    world.overlay._close(ino)
+    os.unlink(world.overlay._path(ino))
+
+
+def test_a_failed_write_to_a_file_whose_copy_is_lost_hides_nothing(
+    small: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk is full once the new overlay file has begun: the rows must not trust that one."""
+    content = os.urandom(BLOCK - 100)
+    ino = small.create(b"f", content)
+    small.commit()
+    lose_copy(small, ino)
+    with monkeypatch.context() as patch:
+        patch.setattr(small.overlay, "write", full)
+        with pytest.raises(CacheFullError):
+            small.write(ino, 0, b"n" * (BLOCK - 100))
+    assert small.read(ino) == content
+
+
+def test_a_failed_rename_to_an_ignored_path_hides_nothing(small: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Likewise where a file is brought here to stay: a piece of it has begun, and the rows are as they were."""
+    content = os.urandom(2 * BLOCK + 600)
+    ino = small.create(b"f", content)
+    small.create(b".wsfsignore", b"*.tmp\n")
+    small.commit()
+    lose_copy(small, ino)
+    apply = small.index.apply
+
+    def full_at_last(batch: Any) -> None:
+        full() if batch.ways else apply(batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(small.index, "apply", full_at_last)
+        with pytest.raises(CacheFullError):
+            small.do(small.names.rename, ROOT_INO, b"f", ROOT_INO, b"f.tmp")
+    assert small.read(ino) == content
+
+
+def test_unsaved_bytes_that_are_lost_are_not_saved_as_zeros(small: World, tmp_path: Path) -> None:
+    """Their overlay file is gone: reading, saving and writing around them fail until the file is deleted."""
+    small.create(b"other", b"saved later" * 1000)
+    ino = small.create(b"f", os.urandom(2 * BLOCK))
+    small.fsync(ino)
+    lose_copy(small, ino)
+    for attempt in (
+        lambda: small.read(ino),
+        lambda: small.write(ino, 5, b"x"),
+        lambda: small.write(ino, 9 * BLOCK, b"x" * BLOCK),
+    ):
+        with pytest.raises(CacheError, match=f"inode {ino}"):
+            attempt()
+    with pytest.raises(CacheError, match=f"inode {ino}") as caught:
+        small.commit()
+    assert "delete" in caught.value.remedy
+    small.restart()
+    with pytest.raises(CacheError, match=f"inode {ino}"):
+        small.commit()
+    small.unlink(b"f")
+    small.commit()
+    assert sorted(saved_tree(small, tmp_path / "elsewhere")) == [b"", b"/.workspace.initialized", b"/other"]
+
+
+def test_unsaved_bytes_that_are_lost_during_a_save_are_no_zeros_either(small: World) -> None:
+    """A file is cut off and written anew before the save has come to it: that is not what it had to save."""
+    ino = small.create(b"f", os.urandom(2 * BLOCK))
+
+    def reached(step: str) -> None:
+        if step == "frozen":
+            lose_copy(small, ino)
+            small.truncate(ino, 0)
+            small.write(ino, 0, b"n" * 2 * BLOCK)
+
+    small.reached = reached
+    with pytest.raises(CacheError, match=f"inode {ino}"):
+        small.commit()
+    small.reached = lambda _step: None
+    assert small.commit() is not None
+    assert small.read(ino) == b"n" * 2 * BLOCK
+
+
+@pytest.mark.parametrize("how", ["truncate", "write", "stop", "kill"])
+def test_what_the_disk_refuses_to_cut_off_stays_away(
+    world: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, how: str
+) -> None:
+    """The truncation is journalled, so it has happened: the file does not grow before the disk has followed."""
+    ino = world.create(b"f", b"S" * 100_000)
+    refused: list[int] = []
+
+    def refuse(fd: int, _size: int) -> None:
+        refused.append(fd)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "ftruncate", refuse)
+        world.truncate(ino, 10)
+        assert world.read(ino) == b"S" * 10
+        with pytest.raises(CacheFullError):
+            world.truncate(ino, 100)
+        with pytest.raises(CacheFullError):
+            world.write(ino, 90, b"x")
+        if how == "stop":
+            world.committer.commit(State.STOPPING)
+            world.index.close()
+            with pytest.raises(CacheFullError):
+                world.overlay.close()
+            world.dead = True
+            world.cache.close(clean=False)
+    assert refused
+    if how in ("stop", "kill"):
+        world.crash()
+        world.start()
+    if how == "write":
+        world.write(ino, 90, b"x" * 10)
+    else:
+        world.truncate(ino, 100)
+    expected = b"S" * 10 + (bytes(80) + b"x" * 10 if how == "write" else bytes(90))
+    assert world.read(ino) == expected
+    world.commit()
+    assert saved_tree(world, tmp_path / "elsewhere")[b"/f"][1] == expected
 
 
 def test_removed_bytes_are_freed_once_that_is_durable(world: World) -> None:

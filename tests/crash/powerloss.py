@@ -47,18 +47,18 @@ class Recorder:
         undo.mkdir(exist_ok=True)
         self._real = {
             name: getattr(os, name)
-            for name in ("open", "close", "pwrite", "ftruncate", "fsync", "fdatasync", "unlink", "write")
+            for name in ("open", "close", "pwrite", "ftruncate", "fsync", "fdatasync", "unlink", "rename", "write")
         }
         self._log = os.open(undo / "records", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         # The last daemon may have been killed in the middle of a record. What that is about was not done.
         os.ftruncate(self._log, _whole(undo))
 
     def install(self) -> None:
-        import wsfs.data.overlay
+        import wsfs.data.overlayfile
 
-        for name in ("open", "close", "pwrite", "ftruncate", "fsync", "fdatasync", "unlink"):
+        for name in ("open", "close", "pwrite", "ftruncate", "fsync", "fdatasync", "unlink", "rename"):
             setattr(os, name, getattr(self, name))
-        wsfs.data.overlay._libc = self  # its fallocate and syncfs
+        wsfs.data.overlayfile.libc = self  # its fallocate and syncfs
 
     def _note(self, *record: Any) -> None:
         data = pickle.dumps(record)
@@ -160,9 +160,23 @@ class Recorder:
             return
         with self._lock:
             os.lstat(name)  # its error is ours
-            kept = str(self._undo / f"removed-{os.getpid()}-{next(self._numbers)}")
+            kept = self._kept()
             self._note("unlink", name, kept)
-            os.rename(name, kept)
+            self._real["rename"](name, kept)
+
+    def rename(self, source: Any, target: Any) -> None:
+        name = self._concerns(source)
+        if name is None or "frozen" not in str(target).split("/"):
+            self._real["rename"](source, target)
+            return
+        with self._lock:  # what is in there is gone at the next start, so to go there is to be removed
+            kept = self._kept()
+            os.link(name, kept)
+            self._note("unlink", name, kept)
+            self._real["rename"](source, target)
+
+    def _kept(self) -> str:
+        return str(self._undo / f"removed-{os.getpid()}-{next(self._numbers)}")
 
     def _old(self, name: str, first: int, last: int) -> list[bytes]:
         """Pages as they are now, each with zeros after the end."""

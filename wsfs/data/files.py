@@ -122,6 +122,7 @@ class Files:
         end = offset + len(data)
         if end > MAX_FILE_SIZE:
             raise OSError(errno.EFBIG, "file too large")
+        overlay.finish_cut(ino)
         if end > size and nlink and ino not in index.kept.sizes:
             index.admit(end - size, small=end <= SMALL)
         before: Batch | None = None
@@ -155,7 +156,7 @@ class Files:
                 index.guard_data(ino)
             else:
                 filled += 1
-        if begin and size > BLOCK_SIZE and not overlay.has(ino):
+        if size and not held and not overlay.has(ino):
             self._forget_residents(ino)
         if before is not None:
             self._change(ino, before)
@@ -194,10 +195,16 @@ class Files:
             self._overlay.mark(ino, number)
 
     def _forget_residents(self, ino: Ino) -> None:
-        """A power loss may have taken the overlay file: what was in it must not seem to be in the next one."""
+        """There is no overlay file, although rows may trust it: a power loss can take one that was never synced, and a
+        person any. What was in it must not seem to be in the next one, not even if that is begun and no more.
+
+        Raises CacheError where it had what nobody else has.
+        """
         batch = Batch()
         for key, row in self._index.scan(ino, codec.BLOCK):
             block = codec.decode_block(row)
+            if isinstance(block, Local):
+                raise self._overlay.missing(ino)
             if isinstance(block, Packed) and block.resident:
                 batch.put_clean(key, codec.encode_block(Packed(block.loc)))
         if batch.ops:
@@ -223,6 +230,7 @@ class Files:
             raise OSError(errno.EFBIG, "file too large")
         if size > inode.size and inode.nlink and inode.ino not in self._index.kept:
             self._index.admit(size - inode.size, small=size <= SMALL)
+        self._overlay.finish_cut(inode.ino)
         batch.bytes += size - inode.size
         if size >= inode.size:
             return _nothing
@@ -235,13 +243,14 @@ class Files:
                 batch.delete(key)
         self._index.guard_data(ino)
         cut_local = rest > 0 and self._cut_block(ino, keep, rest, batch)
-        self._overlay.preserve_from(ino, keep)
+        if size:
+            self._overlay.preserve_from(ino, keep)
 
         def after() -> None:
-            self._overlay.cut(ino, size)
             self._overlay.unmark(ino, first_gone)
             if cut_local:
                 self._overlay.mark(ino, keep)
+            self._overlay.cut(ino, size)
 
         return after
 
@@ -289,6 +298,8 @@ class Files:
         self._index.guard_data(ino)
 
         def write() -> None:
+            if begin and not self._overlay.has(ino):
+                self._forget_residents(ino)
             for number, data in begin:
                 self._overlay.preserve(ino, number)
                 self._overlay.begin(ino, number, data)

@@ -9,26 +9,26 @@ Threads: the owner (the FUSE thread) calls everything but what says "any thread"
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import errno
 import os
 import shutil
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Container, Iterable
+from itertools import count
 from pathlib import Path
 from typing import Final
 
 from wsfs.data.behind import WriteBehind
+from wsfs.data.overlayfile import disk_error, punch, read_block, remove, sync_file_system, write_all
 from wsfs.disk import sync_directory
-from wsfs.errors import CacheError, CacheFullError
+from wsfs.errors import CacheError
+from wsfs.log import get_log
 from wsfs.model import BLOCK_SIZE
 
+log = get_log(__name__)
+
 _OPEN_FILES: Final = 512
-_KEEP_SIZE_PUNCH_HOLE: Final = 0x03
 _SYNC_EACH_MAX: Final = 256
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
 
 
 class Overlay:
@@ -53,9 +53,15 @@ class Overlay:
         """The blocks of a commit that failed. It may turn out to have succeeded, so a write to them is a new change."""
         self._begun: dict[int, set[int]] = {}
         self._frozen: dict[int, set[int]] = {}
-        self._copied: dict[int, set[int]] = {}
+        self._copied: dict[int, dict[int, str]] = {}
+        """Where a commit finds the old bytes of blocks that have changed since, by inode and block."""
+        self._older: set[threading.Thread] = set()
+        """Threads from before the freeze: if one of them captures, it belongs to a commit that was given up."""
+        self._numbers = count()
         self._dropped: dict[int, int] = {}
         self._doomed: dict[int, int] = {}
+        self._cuts: dict[int, int] = {}
+        """Files that the disk has refused to cut, and where: it is done before anything could show what is beyond."""
         self._durable = 0
         self.serial: Callable[[], int] = lambda: 0
         """The newest journal record: what says that a dropped file's bytes are not needed is in it, or before it."""
@@ -64,14 +70,14 @@ class Overlay:
     # --- reading and writing --------------------------------------------------------------------------------------
 
     def read(self, ino: int, index: int, start: int, length: int) -> bytes:
-        """`length` bytes of a block from `start`; what was never written is zeros."""
+        """`length` bytes of a block from `start`; what was never written of it is zeros."""
         fd = self._fd(ino)
         if fd is None:
-            return bytes(length)
+            raise self.missing(ino)
         try:
             data = os.pread(fd, length, index * BLOCK_SIZE + start)
         except OSError as exc:
-            raise _disk_error(exc) from exc
+            raise disk_error(exc) from exc
         return data if len(data) == length else data + bytes(length - len(data))
 
     def write(self, ino: int, offset: int, data: bytes | memoryview) -> None:
@@ -79,9 +85,9 @@ class Overlay:
         fd = self._fd(ino, create=True)
         assert fd is not None
         try:
-            _write_all(fd, data, offset)
+            write_all(fd, data, offset)
         except OSError as exc:
-            raise _disk_error(exc) from exc
+            raise disk_error(exc) from exc
         self._behind.wrote(fd, offset, len(data))
 
     def begin(self, ino: int, index: int, content: bytes = b"") -> None:
@@ -91,25 +97,74 @@ class Overlay:
         start = index * BLOCK_SIZE
         try:
             if os.fstat(fd).st_size > start:
-                self._punch(fd, start, BLOCK_SIZE)
-            _write_all(fd, content, start)
+                punch(fd, start, BLOCK_SIZE)
+            write_all(fd, content, start)
         except OSError as exc:
-            raise _disk_error(exc) from exc
+            raise disk_error(exc) from exc
 
     def cut(self, ino: int, size: int) -> None:
-        """Make every byte from `size` on read as zero. The blocks concerned must have been preserved before."""
-        fd = self._fd(ino)
-        if fd is None:
+        """Make every byte from `size` on read as zero. The blocks concerned must have been preserved before; for a cut
+        to nothing they need not.
+
+        Does not fail, for the rows say so already: what the disk refuses now is done by `finish_cut`.
+        """
+        self._cuts[ino] = min(size, self._cuts.get(ino, size))
+        try:
+            self.finish_cut(ino)
+        except CacheError as exc:
+            log.warning("a file in the cache is not cut yet", path=self._path(ino), error=exc)
+
+    def finish_cut(self, ino: int) -> None:
+        """Before a file grows: what was cut off must not come to light. Raises CacheFullError, CacheError."""
+        size = self._cuts.get(ino)
+        if size is None:
             return
         try:
-            if os.fstat(fd).st_size > size:
-                os.ftruncate(fd, size)
+            if size or not self._set_aside(ino):
+                fd = self._fd(ino)
+                if fd is not None and os.fstat(fd).st_size > size:
+                    os.ftruncate(fd, size)
         except OSError as exc:
-            raise _disk_error(exc) from exc
+            raise disk_error(exc) from exc
+        del self._cuts[ino]
+
+    def _set_aside(self, ino: int) -> bool:
+        """A file of which nothing is needed here any more goes to the commit that has not read all of it yet: a copy
+        would take time and room. Whether there was something to read. Raises OSError."""
+        if not self._frozen.get(ino):
+            return False
+        path = f"{self._copies}/{ino:x}.{next(self._numbers)}"
+        with self._lock:
+            blocks = self._frozen[ino]
+            if not blocks:
+                return False
+            try:
+                os.rename(self._path(ino), path)
+            except FileNotFoundError:
+                path = ""  # the commit finds nothing either, and fails
+            self._copied.setdefault(ino, {}).update(dict.fromkeys(blocks, path))
+            self._frozen[ino] = set()
+        self._close(ino)
+        return True
 
     def has(self, ino: int) -> bool:
         """Whether there is an overlay file at all."""
         return self._fd(ino) is not None
+
+    def missing(self, ino: int) -> CacheError:
+        """What to raise when there is none, and a row says that it has what nobody else has: no zeros in its place."""
+        if not os.path.isdir(os.path.dirname(self._path(ino))):
+            return CacheError("the cache directory was deleted while it was in use: what it held is lost")
+        error = CacheError(f"the cache has lost what was not saved of inode {ino}: its file in the overlay is missing")
+        error.remedy = (
+            f"'find MOUNTPOINT -inum {ino}' names it: delete it, or nothing is saved; 'wsfs restore' brings"
+            " back what was saved of it before"
+        )
+        return error
+
+    def begin_empty(self, ino: int) -> None:
+        """An overlay file that is lost, and everybody knows it: what its rows say that it has is zeros."""
+        self._fd(ino, create=True)
 
     def is_whole(self, ino: int, start: int, end: int) -> bool:
         """Whether its overlay file has bytes from `start` to `end`, without a hole; as far as its file system tells."""
@@ -119,13 +174,14 @@ class Overlay:
         try:
             return os.fstat(fd).st_size >= end and os.lseek(fd, start, os.SEEK_HOLE) >= end
         except OSError as exc:
-            raise _disk_error(exc) from exc
+            raise disk_error(exc) from exc
 
     def drop(self, ino: int) -> None:
         """An inode's data here is not needed any more: `reap` removes it, once a power loss cannot bring back rows that
         speak of it, and the commit that may still need it has ended."""
         self.dirty.pop(ino, None)
         self._left.pop(ino, None)
+        self._cuts.pop(ino, None)
         if self._committing:
             self._dropped[ino] = self.serial()
         else:
@@ -134,18 +190,16 @@ class Overlay:
     def _doom(self, ino: int, serial: int) -> None:
         self._close(ino)
         with self._lock:
-            if serial > self._durable:
+            if serial > self._durable or not remove(self._path(ino)):
                 self._doomed[ino] = serial
-            else:
-                _remove(self._path(ino))
 
     def reap(self, durable: int) -> None:
         """Any thread: the journal is durable up to this record."""
         with self._lock:
             self._durable = max(self._durable, durable)
             for ino in [ino for ino, serial in self._doomed.items() if serial <= durable]:
-                del self._doomed[ino]
-                _remove(self._path(ino))
+                if remove(self._path(ino)):
+                    del self._doomed[ino]
 
     # --- commits --------------------------------------------------------------------------------------------------
 
@@ -188,23 +242,19 @@ class Overlay:
         with self._lock:
             if index not in self._frozen.get(ino, ()):
                 return
-            try:
-                source = os.open(self._path(ino), os.O_RDONLY | os.O_CLOEXEC)
+            data = read_block(self._path(ino), index, BLOCK_SIZE)
+            path = self._copy_path(ino) if data is not None else ""  # then the commit finds nothing either, and fails
+            if data is not None:
                 try:
-                    data = os.pread(source, BLOCK_SIZE, index * BLOCK_SIZE)
-                finally:
-                    os.close(source)
-                copy = os.open(self._copy_path(ino), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
-                try:
-                    _write_all(copy, data, index * BLOCK_SIZE)
-                finally:
-                    os.close(copy)
-            except FileNotFoundError:
-                data = b""  # an empty overlay file: all zeros
-            except OSError as exc:
-                raise _disk_error(exc) from exc
+                    copy = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+                    try:
+                        write_all(copy, data, index * BLOCK_SIZE)
+                    finally:
+                        os.close(copy)
+                except OSError as exc:
+                    raise disk_error(exc) from exc
             self._frozen[ino].discard(index)
-            self._copied.setdefault(ino, set()).add(index)
+            self._copied.setdefault(ino, {})[index] = path
 
     def preserve_from(self, ino: int, first: int) -> None:
         """`preserve` every frozen block from `first` on."""
@@ -219,42 +269,35 @@ class Overlay:
         assert not self._committing
         self._committing = True
         self._begun = {ino: blocks for ino, blocks in self.unsaved().items() if ino not in kept}
-        self._frozen = _merged(self._begun)
+        frozen = _merged(self._begun)
+        with self._lock:  # of a commit that was given up a thread may still be at work
+            self._older = set(threading.enumerate()) - {threading.current_thread()}
+            self._frozen = frozen
         self.dirty, self._left = {}, {}
 
     def capture(self, ino: int, index: int, length: int) -> bytes:
         """Any thread: the bytes of a block as they were at `freeze`. Raises CacheError."""
-        data = None if self._is_copied(ino, index) else self._capture(self._path(ino), index, length)
+        frozen = self._frozen
+        copied = self._copy_of(ino, index)
+        data = None if copied is not None else read_block(self._path(ino), index, length)
         with self._lock:
+            if frozen is not self._frozen or threading.current_thread() in self._older:
+                # What the next commit has frozen must stay so until that has read it.
+                raise CacheError("the commit that wanted this was given up")
             # Whoever was about to change it while it was read has kept a copy first, under this lock.
-            if not self._is_copied(ino, index):
+            copied = self._copy_of(ino, index)
+            if copied is None and data is not None:
                 # From now on it may change without a copy: this commit has what it needs.
                 self._frozen.get(ino, set()).discard(index)
-            else:
-                data = None
+        if copied is not None:
+            data = read_block(copied, index, length)
         if data is None:
-            data = self._capture(self._copy_path(ino), index, length)
+            raise self.missing(ino)
         return data if len(data) == length else data + bytes(length - len(data))
 
-    def _is_copied(self, ino: int, index: int) -> bool:
-        return index in self._copied.get(ino, ())
-
-    @staticmethod
-    def _capture(path: str, index: int, length: int) -> bytes:
-        try:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
-            if not os.path.isdir(os.path.dirname(path)):
-                raise CacheError("the cache directory was deleted while it was in use: what it held is lost") from None
-            return b""
-        except OSError as exc:
-            raise _disk_error(exc) from exc
-        try:
-            return os.pread(fd, length, index * BLOCK_SIZE)
-        except OSError as exc:
-            raise _disk_error(exc) from exc
-        finally:
-            os.close(fd)
+    def _copy_of(self, ino: int, index: int) -> str | None:
+        blocks = self._copied.get(ino)
+        return None if blocks is None else blocks.get(index)
 
     def thaw(self, *, committed: bool, left: Collection[int] = ()) -> None:
         """The commit has ended, if one was begun. What a failed one held remains to be pushed, and the inodes that a
@@ -263,9 +306,13 @@ class Overlay:
             return
         self._committing = False
         self._frozen = {}
-        for ino in self._copied:
-            _remove(self._copy_path(ino))
-        self._copied = {}
+        copied, self._copied = self._copied, {}
+        for ino, blocks in copied.items():
+            for path in set(blocks.values()) - {""}:
+                if path == self._copy_path(ino):
+                    remove(path)
+                else:
+                    self._behind.later(remove, path)  # it may be large, and then that takes a second
         begun, self._begun = self._begun, {}
         self._left = begun if not committed else {ino: begun[ino] for ino in left if ino in begun}
         dropped, self._dropped = self._dropped, {}
@@ -292,29 +339,30 @@ class Overlay:
             shards.add(os.path.dirname(path))  # also for a file that was removed: its old bytes must not come back
             try:
                 fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                try:
+                    os.fsync(fd)
+                finally:
+                    os.close(fd)
             except FileNotFoundError:
                 continue
-            try:
-                os.fsync(fd)
             except OSError as exc:
-                raise _disk_error(exc) from exc
-            finally:
-                os.close(fd)
+                raise disk_error(exc) from exc
         for shard in shards:
             try:
                 sync_directory(shard)
             except OSError as exc:
-                raise _disk_error(exc) from exc
+                raise disk_error(exc) from exc
 
     def _sync_all(self) -> None:
         """All that is on the disk of the overlay: quicker than one after the other, if there are many."""
-        fd = os.open(self._files, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            if _libc.syncfs(fd) != 0:
-                number = ctypes.get_errno()
-                raise _disk_error(OSError(number, os.strerror(number)))
-        finally:
-            os.close(fd)
+            fd = os.open(self._files, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                sync_file_system(fd)
+            finally:
+                os.close(fd)
+        except OSError as exc:
+            raise disk_error(exc) from exc
 
     def inodes(self) -> Iterable[int]:
         """Every inode that has an overlay file."""
@@ -333,7 +381,7 @@ class Overlay:
                         used = max(status.st_atime, status.st_mtime)
                         found.append((used, status.st_blocks * 512, int(entry.name, 16)))
         except OSError as exc:
-            raise _disk_error(exc) from exc
+            raise disk_error(exc) from exc
         return found
 
     def is_frozen(self, ino: int) -> bool:
@@ -341,7 +389,15 @@ class Overlay:
         return self._committing and (ino in self._frozen or ino in self._dropped)
 
     def close(self) -> None:
+        """Raises CacheError when something is not in order: the next start then has to look."""
         self._behind.close()
+        try:
+            for ino in list(self._cuts):
+                self.finish_cut(ino)
+        finally:
+            self._close_all()
+
+    def _close_all(self) -> None:
         for ino in list(self._fds):
             self._close(ino)
 
@@ -366,9 +422,11 @@ class Overlay:
         try:
             fd = os.open(self._path(ino), os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if create else 0), 0o600)
         except FileNotFoundError:
+            if create:
+                raise self.missing(ino) from None
             return None
         except OSError as exc:
-            raise _disk_error(exc) from exc
+            raise disk_error(exc) from exc
         self._fds[ino] = fd
         if len(self._fds) > _OPEN_FILES:
             self._close(next(iter(self._fds)))
@@ -380,20 +438,6 @@ class Overlay:
             self._behind.closed(fd)
             os.close(fd)
 
-    @staticmethod
-    def _punch(fd: int, offset: int, length: int) -> None:
-        if _libc.fallocate(fd, _KEEP_SIZE_PUNCH_HOLE, offset, length) == 0:
-            return
-        # Not every file system can: then write the zeros, up to the end of the file.
-        length = min(length, os.fstat(fd).st_size - offset)
-        if length > 0:
-            _write_all(fd, bytes(length), offset)
-
-
-def _remove(path: str) -> None:
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(path)
-
 
 def _merged(*tables: dict[int, set[int]]) -> dict[int, set[int]]:
     """A copy of the tables, laid together."""
@@ -402,20 +446,3 @@ def _merged(*tables: dict[int, set[int]]) -> dict[int, set[int]]:
         for ino, blocks in table.items():
             merged.setdefault(ino, set()).update(blocks)
     return merged
-
-
-def _write_all(fd: int, data: bytes | memoryview, offset: int) -> None:
-    """pwrite(2) until all is written: on a disk that fills up it writes less at first, and only then fails."""
-    done = 0
-    while done < len(data):
-        done += os.pwrite(fd, memoryview(data)[done:] if done else data, offset + done)
-
-
-def _disk_error(exc: OSError) -> CacheError:
-    if exc.errno in (errno.ENOSPC, errno.EDQUOT):
-        return CacheFullError()
-    if exc.errno == errno.EFBIG:
-        too_large = CacheError("the file system of the cache directory cannot hold a file of this size")
-        too_large.errno = errno.EFBIG
-        return too_large
-    return CacheError(f"the cache disk failed: {exc.strerror}")

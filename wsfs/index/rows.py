@@ -31,11 +31,14 @@ from wsfs.index.journal import Counters, Journal, read_segment
 from wsfs.index.memtable import Memtable
 from wsfs.index.partitions import Partitions, no_loader
 from wsfs.index.tables import Reader, Tables, Writer
+from wsfs.log import get_log
 from wsfs.model import FIRST_FREE_ID
 from wsfs.repo import codec
 from wsfs.repo.codec import ino_of, table_of
 from wsfs.repo.manifest import SegmentRef
 from wsfs.repo.segment import Row
+
+log = get_log(__name__)
 
 _U64 = struct.Struct(">Q")
 _COUNTERS = struct.Struct(">QQQ")
@@ -128,7 +131,10 @@ class Rows:
             self._version += 1
             self._imm = None
             journal.close()
-            journal.path.unlink()
+            try:
+                journal.path.unlink(missing_ok=True)
+            except OSError as exc:  # the next start knows by their serial numbers that its records are in LMDB
+                log.warning("a journal that is not needed stays", path=journal.path, error=exc)
             self.after_durable(journal.serial)
 
     def _write(self, txn: Writer, table: Memtable, generation: int) -> None:

@@ -143,12 +143,15 @@ def _has_no_row(index: Index, ino: int) -> bool:
 def lost_in(index: Index, overlay: Overlay) -> list[bytes]:
     """After a power loss: the names of files that may lack changes. Their last operations were dropped, because
     nothing vouches for them, or the overlay has less than their rows say: it ends too early, or has a hole. A hole may
-    be a program's own."""
+    be a program's own. What it has not at all is zeros from now on, in an empty file: then it is known. A file that is
+    lost later is an error."""
     short = set()
     for ino, block in (*index.local_blocks(), *index.kept_blocks()):
         inode = index.inode(ino)  # it has changed here, so its row is here
         if inode is None or ino in short:
             continue
+        if not overlay.has(ino):
+            overlay.begin_empty(ino)
         start, end = block * BLOCK_SIZE, min(inode.size, (block + 1) * BLOCK_SIZE)
         if start < end and not overlay.is_whole(ino, start, end):
             short.add(ino)

@@ -1,0 +1,81 @@
+"""What the overlay does with the files on its disk, and what their errors mean."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+from typing import Final
+
+from wsfs.errors import CacheError, CacheFullError
+from wsfs.log import get_log
+from wsfs.model import BLOCK_SIZE
+
+log = get_log(__name__)
+
+_KEEP_SIZE_PUNCH_HOLE: Final = 0x03
+libc = ctypes.CDLL(None, use_errno=True)
+libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+
+
+def read_block(path: str, index: int, length: int) -> bytes | None:
+    """What a file has of a block; None if there is no file."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    except OSError as exc:
+        raise disk_error(exc) from exc
+    try:
+        return os.pread(fd, length, index * BLOCK_SIZE)
+    except OSError as exc:
+        raise disk_error(exc) from exc
+    finally:
+        os.close(fd)
+
+
+def remove(path: str) -> bool:
+    """Remove what nobody needs any more. If that fails only room is lost, and whoever waits for more goes on."""
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        return True
+    except OSError as exc:
+        log.warning("a file in the cache is not removed", path=path, error=exc, remedy=CacheError.remedy)
+        return False
+    return True
+
+
+def punch(fd: int, offset: int, length: int) -> None:
+    """Make a hole. Raises OSError."""
+    if libc.fallocate(fd, _KEEP_SIZE_PUNCH_HOLE, offset, length) == 0:
+        return
+    # Not every file system can: then write the zeros, up to the end of the file.
+    length = min(length, os.fstat(fd).st_size - offset)
+    if length > 0:
+        write_all(fd, bytes(length), offset)
+
+
+def sync_file_system(fd: int) -> None:
+    """All that is on the disk of an open file. Raises OSError."""
+    if libc.syncfs(fd) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
+def write_all(fd: int, data: bytes | memoryview, offset: int) -> None:
+    """pwrite(2) until all is written: on a disk that fills up it writes less at first, and only then fails."""
+    done = 0
+    while done < len(data):
+        done += os.pwrite(fd, memoryview(data)[done:] if done else data, offset + done)
+
+
+def disk_error(exc: OSError) -> CacheError:
+    """What to raise instead."""
+    if exc.errno in (errno.ENOSPC, errno.EDQUOT):
+        return CacheFullError()
+    if exc.errno == errno.EFBIG:
+        too_large = CacheError("the file system of the cache directory cannot hold a file of this size")
+        too_large.errno = errno.EFBIG
+        return too_large
+    return CacheError(f"the cache disk failed: {exc.strerror}")
