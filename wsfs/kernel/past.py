@@ -18,7 +18,7 @@ import pyfuse3
 import trio
 
 from wsfs.data.packcache import PackCache
-from wsfs.errors import NoSavePointError
+from wsfs.errors import FormatError, NeedRemote, NoSavePointError
 from wsfs.kernel.guard import waiting
 from wsfs.kernel.operations import FOREVER, Operations, new_entry
 from wsfs.log import get_log
@@ -233,12 +233,18 @@ class WithPast(Operations):
             return
         snapshot, own = await self._there(fh)
         slot = _split(fh)[0]
-        # All that is read before the first reply: what is not here yet is fetched, and it begins again.
-        for name, cookie, inode in list(snapshot.names.entries(own, start_id)):
-            entry = self._past_entry(slot, inode)
-            if not pyfuse3.readdir_reply(token, name, entry, cookie):
-                return
-            self._noted(entry)
+        told = False
+        try:
+            for name, cookie, inode in snapshot.names.entries(own, start_id):
+                entry = self._past_entry(slot, inode)
+                if not pyfuse3.readdir_reply(token, name, entry, cookie):
+                    return
+                told = True
+                self._noted(entry)
+        except (NeedRemote, FormatError):
+            # As in `Operations.readdir`: the kernel asks for the rest.
+            if not told:
+                raise
 
     @waiting
     async def _past_open(self, inode: int, flags: int, ctx: object) -> pyfuse3.FileInfo:
