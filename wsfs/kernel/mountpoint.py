@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import subprocess
+import sys
 from pathlib import Path
 from typing import Final
 
@@ -29,6 +30,17 @@ _CONGESTED: Final = MAX_BACKGROUND * 3 // 4
 _CONNECTIONS: Final = Path("/sys/fs/fuse/connections")
 _ALLOW: Final = 'echo "$2" > "$1/max_background" && echo "$3" > "$1/congestion_threshold"'
 
+ATTRIBUTE: Final = "user.wsfs.none"
+"""What `ask_for_attribute` asks for. No file has it."""
+
+_ASK: Final = """
+import os, sys
+try:
+    os.getxattr(*sys.argv[1:])
+except OSError:
+    pass
+"""
+
 
 def is_mounted(mountpoint: Path) -> bool:
     """Whether a wsfs mount is there in this process's mount namespace."""
@@ -47,6 +59,14 @@ def wait_until_it_answers(mountpoint: Path) -> None:
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     if done.returncode != 0:
         raise MountError(f"{mountpoint} does not answer: {done.stderr.strip()}")
+
+
+def ask_for_attribute(mountpoint: Path) -> None:
+    """Let the kernel ask for an extended attribute: it is to hear that there are none before any program asks."""
+    command = [sys.executable, "-I", "-S", "-c", _ASK, str(mountpoint), ATTRIBUTE]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    if done.returncode != 0:
+        log.warning("the kernel was not told that there are no extended attributes", error=done.stderr.strip())
 
 
 def hand_over(mountpoint: Path, seconds: float = 600.0) -> None:

@@ -267,7 +267,8 @@ class WithPast(Operations):
     @waiting
     async def _past_getxattr(self, inode: int, name: bytes, ctx: object) -> bytes:
         if not self._xattr:
-            raise pyfuse3.FUSEError(errno.ENOSYS)
+            self._refuse_attribute(name)
+            raise pyfuse3.FUSEError(errno.EROFS)  # pyfuse3 asks, for who wants to set one
         if inode in (_DOT_WSFS, _AT):
             raise pyfuse3.FUSEError(errno.ENODATA)
         snapshot, own = await self._there(inode)
