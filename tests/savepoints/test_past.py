@@ -19,10 +19,12 @@ import trio
 from harness import World, new_directory
 
 from wsfs.errors import NeedRemote
+from wsfs.kernel import past
 from wsfs.kernel.fetcher import Fetcher
 from wsfs.kernel.operations import View
-from wsfs.kernel.past import WithPast
+from wsfs.kernel.past import Shelf, WithPast
 from wsfs.model import PAST, ROOT_INO, Inode
+from wsfs.sync.history import save_points
 
 
 def save(site: Any) -> int:
@@ -300,3 +302,53 @@ def test_what_a_listing_waits_for_is_told_once(world: World, monkeypatch: pytest
     listing.missing = {expected[0], b"4", b"9", b"10", b"49"}
     assert listing.run() == expected
     assert not listing.missing
+
+
+AT = PAST | 2
+
+
+def test_a_name_that_no_save_point_has_does_not_ask_the_store_each_time(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nor does it fill the log, for it is no error; and what is saved meanwhile is found a moment later."""
+    now = 1000.0
+    lists = 0
+
+    def counted(store: Any) -> Any:
+        nonlocal lists
+        lists += 1
+        return save_points(store)
+
+    def nothing(_key: str) -> None: ...
+
+    monkeypatch.setattr(past, "save_points", counted)
+    packs = world.workspace.packs
+    operations = WithPast(
+        world.names, world.files, world.index, Fetcher(10), view=View(), xattr=False, free_space=lambda: (0, 0)
+    )
+    shelf = operations.shelf = Shelf(world.store, packs, world.cache_path / "at", nothing, nothing, lambda: now)
+
+    def look(name: bytes) -> tuple[int, float]:
+        found = trio.run(operations.lookup, AT, name, None)
+        return found.st_ino, found.entry_timeout
+
+    for _ in range(5):
+        assert look(b"now") == look(b"2") == look(b"2001-01-01") == look(b"\xff") == (0, 1.0)
+        now += 1
+    assert lists == 1
+    world.create(b"new")
+    world.commit()
+    for name in (b"2", b"1", b"#1"):
+        assert (look(name)[0] != 0) == (name != b"2")
+    assert lists == 1
+    now += 6
+    assert look(b"2") == (PAST | 2 << 48 | ROOT_INO, 5.0)
+    assert lists == 2
+    world.create(b"newer")
+    now += 6
+    world.commit()
+    # The list is not old, but nobody has asked in vain for so long.
+    assert look(b"3")[0]
+    assert lists == 3
+    assert not [record for record in caplog.records if record.name.startswith("wsfs.kernel")]
+    shelf.close()
