@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from datetime import datetime
 from typing import Any, Final, TypeVar
 
@@ -18,7 +18,7 @@ from wsfs.follower import Follower
 from wsfs.kernel import mountpoint as mountpoints
 from wsfs.kernel.operations import Operations
 from wsfs.repo.head import Head, State
-from wsfs.report import Report
+from wsfs.report import AT_ONCE, Report
 from wsfs.rewind import REQUESTS, Rewind
 from wsfs.saver import Saver
 from wsfs.stats import Stats
@@ -100,7 +100,11 @@ class Answers:
             path = request.get("path")
             if not isinstance(path, str):
                 raise UsageError('the request must have a text in "path"')
-            return {"ok": True, "stays": await self._here(lambda: self._report.stays(os.fsencode(path)))}
+
+            async def stays() -> bool | None:
+                return self._report.stays(os.fsencode(path))
+
+            return {"ok": True, "stays": await self._here(stays)}
         if operation == "usage":
             return await trio.to_thread.run_sync(usage, self._store, abandon_on_cancel=True)
         if operation in REQUESTS:
@@ -155,17 +159,23 @@ class Answers:
         await trio.to_thread.run_sync(mountpoints.hand_over, self._settings.mountpoint)
         index = self._workspace.index
 
-        def look() -> list[bytes]:
+        async def look() -> list[bytes]:
             paths = Paths(index)
-            return [path for ino in index.dirty_inodes.union(index.kept.sizes) if (path := paths.of(ino))]
+            found = []
+            for number, ino in enumerate(index.dirty_inodes.union(index.kept.sizes)):
+                if number % AT_ONCE == 0:
+                    await trio.lowlevel.checkpoint()
+                if path := paths.of(ino):
+                    found.append(path)
+            return found
 
         return await self._here(look)
 
-    async def _here(self, look: Callable[[], T]) -> T:
+    async def _here(self, look: Callable[[], Awaitable[T]]) -> T:
         """What `look` returns once it finds all that it needs here."""
         while True:
             try:
-                return look()
+                return await look()
             except NeedRemote as need:
                 await self._operations.fetcher.satisfy(need)
 

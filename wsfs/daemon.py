@@ -251,7 +251,10 @@ class Daemon:
         await trio.to_thread.run_sync(mountpoints.wait_until_it_answers, self._settings.mountpoint)
         self._saver.set_state(State.RUNNING)
         tasks.start_soon(self._stopper.watch_mount)
-        await trio.to_thread.run_sync(mountpoints.tune, self._settings.mountpoint)
+        async with trio.open_nursery() as first:
+            first.start_soon(trio.to_thread.run_sync, mountpoints.tune, self._settings.mountpoint)
+            if not self._settings.xattr:
+                first.start_soon(trio.to_thread.run_sync, mountpoints.ask_for_attribute, self._settings.mountpoint)
         await trio.to_thread.run_sync(self._ready)
         log.info("mounted", url=self._settings.url, mountpoint=self._settings.mountpoint)
 

@@ -6,6 +6,8 @@ import os
 import time
 from typing import Any, Final
 
+import trio
+
 from wsfs.config import MountSettings
 from wsfs.model import ROOT_INO, Ino
 from wsfs.repo.head import State
@@ -20,6 +22,9 @@ STOP_SECONDS: Final = 0.3
 
 CHANGING_SECONDS: Final = 5.0
 """What has changed so lately is likely to change again."""
+
+AT_ONCE: Final = 500
+"""So many files are looked at in one step: some 20 ms."""
 
 
 class Report:
@@ -68,14 +73,17 @@ class Report:
             at = found.ino
         return at in index.kept
 
-    def unsaved(self) -> list[dict[str, Any]]:
-        """Each file that is not saved, the one that waits longest first. Raises NeedRemote."""
+    async def unsaved(self) -> list[dict[str, Any]]:
+        """Each file that is not saved, the one that waits longest first. Raises NeedRemote. There may be very many, so
+        requests are answered meanwhile; what comes and goes may be in it or not."""
         index = self._workspace.index
         paths = Paths(index)
         failing = self._saver.reason if self._saver.state in (State.SYNC_FAILED, State.ERROR) else ""
         now = time.time()
         found = []
-        for ino in self._unsaved():
+        for number, ino in enumerate(self._unsaved()):
+            if number % AT_ONCE == 0:
+                await trio.lowlevel.checkpoint()
             inode = index.inode(ino)
             path = paths.of(ino)
             if inode is None or path is None:

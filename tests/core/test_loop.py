@@ -12,6 +12,7 @@ import trio
 import trio.testing
 
 from wsfs.kernel.loop import MAX_TASKS, STARVE_SECONDS, Workers, view_of_trio
+from wsfs.kernel.mountpoint import MAX_BACKGROUND
 
 Handler = Callable[[int], Awaitable[None]]
 
@@ -149,6 +150,28 @@ def test_so_many_may_wait_and_no_more(open_session: Callable[[Handler], Session]
 
     with_deadline(session.main, programs)
     assert session.waiting == 0
+
+
+def test_all_that_the_kernel_sends_in_the_background_may_wait(open_session: Callable[[Handler], Session]) -> None:
+    """And others are answered: what waits for the store keeps nobody from what is here."""
+    answered: list[int] = []
+    go_on = trio.Event()
+
+    async def handler(request: int) -> None:
+        if request:
+            await go_on.wait()
+        answered.append(request)
+
+    session = open_session(handler)
+
+    async def programs() -> None:
+        session.ask(*[1] * MAX_BACKGROUND, 0)
+        await trio.testing.wait_all_tasks_blocked()
+        assert answered == [0]
+        go_on.set()
+        session.end()
+
+    with_deadline(session.main, programs)
 
 
 def test_a_stop_ends_what_waits(open_session: Callable[[Handler], Session]) -> None:

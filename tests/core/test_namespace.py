@@ -5,14 +5,14 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 from harness import CALLER, World, check_counters, tree
 
-from wsfs.model import MARKER_INO, MARKER_NAME, ROOT_INO, Ino
+from wsfs.model import MARKER_INO, MARKER_NAME, ROOT_INO, Dirent, Ino
 from wsfs.tree.namespace import LINK_MAX, RENAME_EXCHANGE, RENAME_NOREPLACE, Caller, Changes
-from wsfs.tree.paths import Paths
+from wsfs.tree.paths import SEARCHED, Paths
 from wsfs.tree.xattrs import SIZE_MAX as XATTR_SIZE_MAX
 
 LONG = b"x" * 256
@@ -324,3 +324,38 @@ def test_paths_for_people(world: World) -> None:
     assert world.names.path(ino) == b"/dir/f"
     assert world.names.path(ROOT) == b"/"
     assert world.names.path(NOWHERE) == b"/?"
+    assert world.names.path(MARKER_INO) == b"/" + MARKER_NAME
+    other = world.create(b"other", parent=directory)
+    world.do(world.names.rename, directory, b"f", ROOT, b"g")
+    world.do(world.names.link, other, directory, b"again")
+    assert world.names.path(ino) == b"/g"
+    assert world.names.path(other) == b"/dir/other"
+    world.do(world.names.unlink, directory, b"other")
+    assert world.names.path(other) == b"/dir/again"
+
+
+@pytest.mark.parametrize("flushed", [False, True])
+def test_a_path_for_people_is_found_in_few_steps_or_not_at_all(
+    world: World, monkeypatch: pytest.MonkeyPatch, flushed: bool
+) -> None:
+    """A log line must not keep everybody waiting while a directory of very many files is searched for one."""
+    directory = world.mkdir(b"dir")
+    inodes = [world.create(b"%d" % number, parent=directory) for number in range(SEARCHED + 500)]
+    world.do(world.names.rename, directory, b"7", directory, b"moved")
+    if flushed:
+        world.flush()
+    looked = 0
+    names = world.index.names
+
+    def counted(parent: int, after: int) -> Iterator[tuple[bytes, Dirent]]:
+        nonlocal looked
+        for found in names(parent, after):
+            looked += 1
+            yield found
+
+    monkeypatch.setattr(world.index, "names", counted)
+    for number in (0, SEARCHED // 2, len(inodes) - 1):
+        assert world.names.path(inodes[number]) == b"/dir/%d" % number
+    assert looked < 20
+    assert world.names.path(inodes[7]) == b"/dir/?"
+    assert looked < SEARCHED + 20

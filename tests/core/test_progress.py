@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+from types import SimpleNamespace
 from typing import Any
 
+import trio
 from harness import SMALL_BLOCK, World
 
+from wsfs.repo.head import State
+from wsfs.report import AT_ONCE, Report
 from wsfs.sync.progress import Progress
 
 
@@ -65,3 +69,35 @@ def test_what_needs_no_room_counts_as_done(small: World) -> None:
     small.commit()
     assert ends[0]["completedBytes"] == ends[0]["totalBytes"] == 4 * SMALL_BLOCK
     assert ends[0]["transferredBytes"] == 0
+
+
+def test_a_list_of_very_many_unsaved_files_lets_others_have_their_turn(world: World) -> None:
+    """It is made on the thread that answers requests."""
+    names = {b"%d" % number for number in range(4 * AT_ONCE)}
+    for name in names:
+        world.create(name)
+    settings: Any = SimpleNamespace(read_only=False, save_interval=30.0)
+    saver: Any = SimpleNamespace(state=State.RUNNING, reason="")
+    pace: Any = None
+    report = Report(settings, world.workspace, saver, pace)
+    turns = 0
+    found: list[dict[str, Any]] = []
+
+    async def other() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            if turns == 3:
+                world.unlink(b"0")
+            await trio.lowlevel.checkpoint()
+
+    async def look() -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(other)
+            found.extend(await report.unsaved())
+            nursery.cancel_scope.cancel()
+
+    trio.run(look)
+    assert turns >= 3
+    told = {os.fsencode(one["path"]) for one in found}
+    assert told - {b"", b"0"} == names - {b"0"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import itertools
+import json
 import mmap
 import os
 import socket
@@ -116,6 +117,32 @@ def test_attributes(marker: Path) -> None:
         refuse(os.setxattr, file.fileno(), "user.test", b"x")
     with pytest.raises(OSError):  # noqa: PT011 - there is none to remove; it must not say yes
         os.removexattr(marker, "user.test")
+
+
+@pytest.mark.parametrize("first", [os.XATTR_CREATE, os.XATTR_REPLACE])
+def test_an_attribute_of_another_file_changes_no_answer(workspace: Site, first: int) -> None:
+    """pyfuse3 asks for an attribute that must not exist, or must: what it is told must not become the kernel's word for
+    all files. And the kernel still never asks for attributes itself: it would do so before each write."""
+    top = workspace.mountpoint
+    marker = top / MARKER
+    (top / "file").touch()
+    json.loads(workspace.wsfs("stats", top, "--json").stdout)  # requests are counted from now on
+    for flags in (first, 0, os.XATTR_CREATE, os.XATTR_REPLACE):
+        for name in ("user.test", "trusted.test", "user.wsfs.none"):
+            with pytest.raises(OSError, match="not supported"):
+                os.setxattr(top / "file", name, b"x", flags)
+        refuse(os.setxattr, marker, "user.test", b"x", flags)
+        with pytest.raises(OSError, match="Read-only"):
+            os.setxattr(top / ".wsfs/at/1", "user.test", b"x", flags)
+    refuse(os.removexattr, marker, "user.test")
+    (top / "file").write_bytes(b"x")
+    with pytest.raises(OSError, match="not supported"):
+        os.getxattr(top / "file", "user.test")
+    asked = json.loads(workspace.wsfs("stats", top, "--json").stdout)["requests"]
+    assert asked["setxattr"]["count"] > 0
+    assert asked["write"]["count"] > 0
+    # All of them are pyfuse3's. That it asks is why this test is here.
+    assert asked["getxattr"]["count"] == 3 * 5
 
 
 def test_writing_through_memory(marker: Path) -> None:

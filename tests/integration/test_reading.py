@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from wsfs.kernel.mountpoint import MAX_BACKGROUND
+from wsfs.mountinfo import all_mounts
 from wsfs.repo.head import State
 from wsfs.store.url import open_store
 from wsfs.sync.commit import Committer
@@ -102,6 +104,39 @@ def test_the_cache_stays_within_its_limit(workspace: Site) -> None:
     for number in range(8):
         assert (top / f"file{number}").read_bytes() == random.Random(number).randbytes(12 * MIB)
     assert on_disk(workspace.cache / "packs") < 48 * MIB
+
+
+def connection(top: Path, file: str) -> int:
+    """What the kernel says of its connection to the daemon. Skips the test where it tells nobody."""
+    number = next(mount.device for mount in reversed(all_mounts()) if mount.mountpoint == str(top)).partition(":")[2]
+    script = 'mount -t fusectl none /sys/fs/fuse/connections && cat "/sys/fs/fuse/connections/$1/$2"'
+    words = ["unshare", "--mount", "sh", "-c", script, "sh", number, file]
+    done = subprocess.run(words, check=False, capture_output=True, text=True)
+    if done.returncode != 0:
+        pytest.skip(f"fusectl cannot be mounted: {done.stderr}")
+    return int(done.stdout)
+
+
+@pytest.mark.parametrize("site", ["moto"], indirect=True)
+def test_readers_who_wait_for_the_store_keep_nobody_from_syncing(workspace: Site, tools: type[Helpers]) -> None:
+    """Reads ahead and the writing of pages share what the kernel allows. More wait here than it allows by itself."""
+    top = workspace.mountpoint
+    files = [top / f"file{number}" for number in range(40)]
+    for file in files:
+        file.write_bytes(os.urandom(200_000))
+    workspace.elsewhere()
+    assert connection(top, "max_background") == MAX_BACKGROUND
+    with workspace.server.slow("GET", "/packs/", 15.0):
+        readers = [subprocess.Popen(["cat", file], stdout=subprocess.DEVNULL) for file in files]
+        tools.until(lambda: connection(top, "waiting") >= len(readers))
+        with (top / "new").open("wb") as file:
+            file.write(bytes(300_000))
+            file.flush()
+            os.fsync(file.fileno())
+        assert [reader.poll() for reader in readers] == [None] * len(readers)
+        for reader in readers:
+            reader.kill()
+            reader.wait()
 
 
 @pytest.mark.parametrize("site", ["moto"], indirect=True)

@@ -8,11 +8,23 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import pyfuse3
 import pytest
+import trio
+from harness import World, new_directory
+
+from wsfs.errors import NeedRemote
+from wsfs.kernel import past
+from wsfs.kernel.fetcher import Fetcher
+from wsfs.kernel.operations import View
+from wsfs.kernel.past import Shelf, WithPast
+from wsfs.model import PAST, ROOT_INO, Inode
+from wsfs.sync.history import save_points
 
 
 def save(site: Any) -> int:
@@ -203,3 +215,140 @@ def test_a_mount_of_a_save_point(worked: Any, tmp_path: Path, tree: Any) -> None
 )
 def test_what_cannot_be_mounted(site: Any, options: list[str], code: int, words: str) -> None:
     assert words in site.mount(*options, code=code).stderr
+
+
+# --- without a mount: what a listing reads, and in how many steps -----------------------------------------------------
+
+TOP = PAST | 1 << 48 | ROOT_INO
+"""The top directory of the first save point that was looked at."""
+
+
+class Listing:
+    """The kernel's side of a listing: portions of a few entries, and what was asked of the tree for them."""
+
+    def __init__(self, world: World, monkeypatch: pytest.MonkeyPatch, portion: int) -> None:
+        self.names: list[bytes] = []
+        self.read = self.portions = 0
+        self.missing: set[bytes] = set()
+        """Entries whose attributes are not here when they are read for the first time."""
+        self._portion = portion
+        self._entries = world.names.entries
+        self._after = self._left = 0
+        self.operations = WithPast(
+            world.names, world.files, world.index, Fetcher(10), view=View(), xattr=False, free_space=lambda: (0, 0)
+        )
+        self.operations.shelf = self  # type: ignore[assignment]
+        monkeypatch.setattr(world.names, "entries", self._counted)
+        monkeypatch.setattr(pyfuse3, "readdir_reply", self._take)
+        self._point = SimpleNamespace(names=world.names)
+
+    async def snapshot(self, _slot: int) -> Any:
+        return self._point
+
+    def _counted(self, ino: Any, after: int) -> Iterator[tuple[bytes, int, Inode]]:
+        for entry in self._entries(ino, after):
+            self.read += 1
+            if entry[0] in self.missing:
+                raise NeedRemote({entry[0]: lambda name=entry[0]: self.missing.remove(name)})
+            yield entry
+
+    def _take(self, _token: object, name: bytes, _entry: object, cookie: int) -> bool:
+        if not self._left:
+            return False
+        self._left -= 1
+        self._after = cookie
+        self.names.append(name)
+        return True
+
+    def run(self) -> list[bytes]:
+        async def portions() -> None:
+            seen = -1
+            while len(self.names) > seen:
+                seen = len(self.names)
+                self._left = self._portion
+                self.portions += 1
+                await self.operations.readdir(TOP, self._after, None)
+
+        trio.run(portions)
+        return self.names
+
+
+@pytest.fixture
+def world() -> Iterator[World]:
+    root = new_directory()
+    found = World(root)
+    found.start()
+    yield found
+    found.crash()
+    shutil.rmtree(root)
+
+
+def test_a_portion_of_a_listing_reads_no_more_than_it_tells(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a listing of a large directory takes the square of it, and nothing else is served meanwhile."""
+    expected = [b".workspace.initialized"] + [b"%d" % number for number in range(400)]
+    for name in expected[1:]:
+        world.create(name)
+    listing = Listing(world, monkeypatch, portion=20)
+    assert listing.run() == expected
+    assert listing.read <= len(expected) + listing.portions
+
+
+def test_what_a_listing_waits_for_is_told_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether it is the first of a portion, or one in the middle."""
+    expected = [b".workspace.initialized"] + [b"%d" % number for number in range(50)]
+    for name in expected[1:]:
+        world.create(name)
+    listing = Listing(world, monkeypatch, portion=10)
+    listing.missing = {expected[0], b"4", b"9", b"10", b"49"}
+    assert listing.run() == expected
+    assert not listing.missing
+
+
+AT = PAST | 2
+
+
+def test_a_name_that_no_save_point_has_does_not_ask_the_store_each_time(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nor does it fill the log, for it is no error; and what is saved meanwhile is found a moment later."""
+    now = 1000.0
+    lists = 0
+
+    def counted(store: Any) -> Any:
+        nonlocal lists
+        lists += 1
+        return save_points(store)
+
+    def nothing(_key: str) -> None: ...
+
+    monkeypatch.setattr(past, "save_points", counted)
+    packs = world.workspace.packs
+    operations = WithPast(
+        world.names, world.files, world.index, Fetcher(10), view=View(), xattr=False, free_space=lambda: (0, 0)
+    )
+    shelf = operations.shelf = Shelf(world.store, packs, world.cache_path / "at", nothing, nothing, lambda: now)
+
+    def look(name: bytes) -> tuple[int, float]:
+        found = trio.run(operations.lookup, AT, name, None)
+        return found.st_ino, found.entry_timeout
+
+    for _ in range(5):
+        assert look(b"now") == look(b"2") == look(b"2001-01-01") == look(b"\xff") == (0, 1.0)
+        now += 1
+    assert lists == 1
+    world.create(b"new")
+    world.commit()
+    for name in (b"2", b"1", b"#1"):
+        assert (look(name)[0] != 0) == (name != b"2")
+    assert lists == 1
+    now += 6
+    assert look(b"2") == (PAST | 2 << 48 | ROOT_INO, 5.0)
+    assert lists == 2
+    world.create(b"newer")
+    now += 6
+    world.commit()
+    # The list is not old, but nobody has asked in vain for so long.
+    assert look(b"3")[0]
+    assert lists == 3
+    assert not [record for record in caplog.records if record.name.startswith("wsfs.kernel")]
+    shelf.close()

@@ -22,8 +22,11 @@ from typing import Any, Final
 import pyfuse3
 import trio
 
-MAX_TASKS: Final = 32
-"""Requests that may wait for something at once."""
+from wsfs.kernel.mountpoint import MAX_BACKGROUND
+
+MAX_TASKS: Final = 2 * MAX_BACKGROUND
+"""Requests that may wait for something at once: all that the kernel sends in the background, and as many others. When
+so many wait, nothing is answered any more."""
 
 STARVE_SECONDS: Final = 0.05
 """Other tasks wait at most about this long while requests keep coming."""

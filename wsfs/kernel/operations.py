@@ -17,6 +17,7 @@ from wsfs.errors import FormatError, NeedRemote, WsfsError
 from wsfs.index.index import Index
 from wsfs.kernel.fetcher import Fetcher
 from wsfs.kernel.guard import mutating, reading, waiting
+from wsfs.kernel.mountpoint import ATTRIBUTE
 from wsfs.kernel.pages import Pages
 from wsfs.kernel.refusals import Refusals
 from wsfs.model import BLOCK_SIZE, NAME_MAX, PAST, ROOT_INO, TYPE_MASK, Ino, Inode, new_record
@@ -31,6 +32,9 @@ _BLOCK: Final = 4096
 _DOT: Final = 1
 _DOT_DOT: Final = 2
 """Cookies below all that the index gives out."""
+
+_ASKED_FIRST: Final = frozenset({ATTRIBUTE.encode(), b"security.capability"})
+"""Extended attributes: the daemon sees to it that the kernel asks for the one, and it asks for the other by itself."""
 
 _NO_INODE: Final = (None,) * len(Inode._fields)
 
@@ -91,6 +95,7 @@ class Operations(pyfuse3.Operations):
         self.fetcher = fetcher
         self._view = None if view == View() else view
         self._xattr = xattr
+        self._told_no_xattr = False
         self._free_space = free_space
         self._lookups: dict[int, int] = {}
         self._pages = Pages(files.read)
@@ -381,9 +386,18 @@ class Operations(pyfuse3.Operations):
     @reading
     def getxattr(self, inode: Ino, name: bytes, ctx: object) -> bytes:
         if not self._xattr:
-            # Never asked again: else the kernel asks for security.capability before every write.
-            raise pyfuse3.FUSEError(errno.ENOSYS)
+            self._refuse_attribute(name)
+            # pyfuse3 asks, for setxattr(2) with XATTR_CREATE or XATTR_REPLACE: that is told what any other one is.
+            self._names.xattrs.check(inode, name, supported=False)
         return self._names.xattrs.get(inode, name)
+
+    def _refuse_attribute(self, name: bytes) -> None:
+        """Answer the kernel's first question for an extended attribute so that it never asks again: else it asks for
+        security.capability before every write. No other question gets this answer, for pyfuse3 would give it to who
+        wants to set one, and then the kernel would refuse that by itself, too, and in another way for the marker."""
+        if not self._told_no_xattr and name in _ASKED_FIRST:
+            self._told_no_xattr = True
+            raise pyfuse3.FUSEError(errno.ENOSYS)
 
     @reading
     def listxattr(self, inode: Ino, ctx: object) -> Sequence[bytes]:

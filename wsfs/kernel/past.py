@@ -20,7 +20,7 @@ import trio
 
 from wsfs.data.packcache import PackCache
 from wsfs.errands import Errands
-from wsfs.errors import NoSavePointError
+from wsfs.errors import FormatError, NeedRemote, NoSavePointError
 from wsfs.kernel.guard import waiting
 from wsfs.kernel.operations import FOREVER, Operations, new_entry
 from wsfs.log import get_log
@@ -43,6 +43,8 @@ IDLE_SECONDS: Final = 300.0
 """One that was not used for so long is closed, and may then be deleted when its time has come."""
 
 _LIST_SECONDS: Final = 10.0
+"""The store is asked for its save points at most so often, and for one that it may have meanwhile once more."""
+
 _SHORT: Final = 5.0
 
 
@@ -74,25 +76,37 @@ class Shelf:
         self._open: OrderedDict[int, Snapshot] = OrderedDict()
         self._used: dict[int, float] = {}
         self._opening = trio.Lock()
-        self._listed: tuple[float, list[SavePoint]] = (float("-inf"), [])
+        self._listing = trio.Lock()
+        self._known: list[SavePoint] = []
+        self._listed = float("-inf")
+        self._missed = float("-inf")
+        """When the store was asked last for a name that it does not have."""
         shutil.rmtree(directory, ignore_errors=True)
 
     async def points(self) -> list[SavePoint]:
         """The save points that there are, as they were a moment ago at most. Raises StoreError, FormatError."""
-        when, points = self._listed
-        if self._clock() - when > _LIST_SECONDS:
-            points = await trio.to_thread.run_sync(save_points, self._store, abandon_on_cancel=True)
-            self._listed = self._clock(), points
-        return points
+        async with self._listing:
+            if self._clock() - self._listed > _LIST_SECONDS:
+                await self._list()
+            return self._known
 
-    async def find(self, name: str) -> int:
-        """The slot of a save point. Raises NoSavePointError."""
-        try:
-            point = find(await self.points(), name)
-        except NoSavePointError:
-            self._listed = float("-inf"), []  # it may have been made just now
-            point = find(await self.points(), name)
-        return self.slot(point)
+    async def _list(self) -> None:
+        self._known = await trio.to_thread.run_sync(save_points, self._store, abandon_on_cancel=True)
+        self._listed = self._clock()
+
+    async def find(self, name: str) -> int | None:
+        """The slot of a save point; None if there is none of this name. What was saved just now may be found a
+        little later: the store is not asked each time that somebody looks for what is not there. Raises StoreError,
+        FormatError."""
+        listed = self._listed
+        point = _named(await self.points(), name)
+        if point is None and self._clock() - self._missed > _LIST_SECONDS:
+            async with self._listing:
+                if self._listed == listed:
+                    await self._list()
+            self._missed = self._clock()
+            point = _named(self._known, name)
+        return None if point is None else self.slot(point)
 
     def slot(self, point: SavePoint) -> int:
         """A number for a save point, for as long as the mount lives."""
@@ -163,6 +177,7 @@ class WithPast(Operations):
     """The handlers of a mount, and those of the save points in it: all inodes from PAST on. Nothing changes there."""
 
     shelf: Shelf
+    _unknown = new_entry(1.0)  # st_ino 0: there is none; but it may come
 
     def _past_entry(self, slot: int, inode: Inode, seconds: float = FOREVER) -> pyfuse3.EntryAttributes:
         """Attributes of an inode in a save point."""
@@ -206,6 +221,8 @@ class WithPast(Operations):
             return self._noted(self._plain(_AT))
         if parent == _AT:
             slot = await self.shelf.find(os.fsdecode(name))
+            if slot is None:
+                return self._unknown
             snapshot = await self.shelf.snapshot(slot)
             return self._noted(self._past_entry(slot, snapshot.names.inode(Ino(ROOT_INO)), _SHORT))
         snapshot, own = await self._there(parent)
@@ -239,12 +256,18 @@ class WithPast(Operations):
             return
         snapshot, own = await self._there(fh)
         slot = _split(fh)[0]
-        # All that is read before the first reply: what is not here yet is fetched, and it begins again.
-        for name, cookie, inode in list(snapshot.names.entries(own, start_id)):
-            entry = self._past_entry(slot, inode)
-            if not pyfuse3.readdir_reply(token, name, entry, cookie):
-                return
-            self._noted(entry)
+        told = False
+        try:
+            for name, cookie, inode in snapshot.names.entries(own, start_id):
+                entry = self._past_entry(slot, inode)
+                if not pyfuse3.readdir_reply(token, name, entry, cookie):
+                    return
+                told = True
+                self._noted(entry)
+        except (NeedRemote, FormatError):
+            # As in `Operations.readdir`: the kernel asks for the rest.
+            if not told:
+                raise
 
     @waiting
     async def _past_open(self, inode: int, flags: int, ctx: object) -> pyfuse3.FileInfo:
@@ -267,11 +290,19 @@ class WithPast(Operations):
     @waiting
     async def _past_getxattr(self, inode: int, name: bytes, ctx: object) -> bytes:
         if not self._xattr:
-            raise pyfuse3.FUSEError(errno.ENOSYS)
+            self._refuse_attribute(name)
+            raise pyfuse3.FUSEError(errno.EROFS)  # pyfuse3 asks, for who wants to set one
         if inode in (_DOT_WSFS, _AT):
             raise pyfuse3.FUSEError(errno.ENODATA)
         snapshot, own = await self._there(inode)
         return snapshot.names.xattrs.get(own, name)
+
+
+def _named(points: list[SavePoint], name: str) -> SavePoint | None:
+    try:
+        return find(points, name)
+    except NoSavePointError:
+        return None
 
 
 def _number(slot: int, ino: Ino) -> int:

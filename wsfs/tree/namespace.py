@@ -34,6 +34,7 @@ from wsfs.repo import codec
 from wsfs.text import printable
 from wsfs.tree.clock import Clock, kernel_time
 from wsfs.tree.keeping import Keeping, across
+from wsfs.tree.paths import shown_path
 from wsfs.tree.xattrs import Xattrs
 
 SYMLINK_MAX: Final = 4095
@@ -133,16 +134,7 @@ class Namespace:
 
     def path(self, ino: Ino) -> bytes:
         """A path to an inode, for people; b'?' stands for what cannot be found without waiting."""
-        parts: list[bytes] = []
-        while ino != ROOT_INO and len(parts) < 256:
-            inode = self._index.inode(ino)
-            if inode is None:
-                parts.append(b"?")
-                break
-            name = next((n for n, d in self._index.names(inode.parent, 0) if d.ino == ino), b"?")
-            parts.append(name)
-            ino = inode.parent
-        return b"/" + b"/".join(reversed(parts))
+        return shown_path(self._index, ino)
 
     # --- making ---------------------------------------------------------------------------------------------------
 
