@@ -35,6 +35,9 @@ log = get_log(__name__)
 
 REQUESTS: Final = frozenset({"log", "diff", "pin", "unpin", "restore", "undo"})
 WATCH_SECONDS: Final = 1.0
+PIN_AGAIN_SECONDS: Final = 30.0
+"""When the save point from before a mass delete could not be pinned."""
+
 MASS_DELETE_SECONDS: Final = 7 * 86400.0
 """For how long the save point from before a mass delete is kept."""
 
@@ -61,6 +64,9 @@ class Rewind:
         self._committer = committer
         self._mountpoint = mountpoint
         self._restoring = trio.Lock()
+        self._looking = trio.Lock()
+        self._watcher = MassDelete()
+        self._unpinned: tuple[Sample, int] | None = None
         self.collector: Collector | None = None
         """What collects garbage, once it does."""
         self.notice = ""
@@ -97,11 +103,13 @@ class Rewind:
         Raises NoSavePointError, UsageError, StoreError, FencedError, CacheError; what was done until then is done, and
         can be undone.
         """
+        await self._look()
         points = await trio.to_thread.run_sync(save_points, self._store)
         return await self._go_back(find(points, wanted), paths, missing_only=False, all_there=True)
 
     async def undo(self) -> dict[str, Any]:
-        """Go back to before the last restore or mass delete. Raises as `restore`."""
+        """Go back to before the last restore or mass delete, be it of just now. Raises as `restore`."""
+        await self._look()
         points = await trio.to_thread.run_sync(save_points, self._store)
         able = [point for point in points if point.pin and point.pin.kind in (Kind.RESTORE, Kind.DELETE)]
         if not able:
@@ -131,9 +139,14 @@ class Rewind:
             await self._saver.save(State.RUNNING)
             work = partial(self._restore, committer, point, paths, missing_only)
             try:
-                done, before = await trio.to_thread.run_sync(work)
+                try:
+                    done, before = await trio.to_thread.run_sync(work)
+                finally:
+                    saved = await self._saver.save(State.RUNNING)
             finally:
-                saved = await self._saver.save(State.RUNNING)
+                # What goes because of this is no mass delete, and what is deleted from now on is another one.
+                self._watcher = MassDelete()
+            self._watcher.note(self._sample(as_committed=True))
         seq = saved.seq if saved is not None else before
         log.info("restored", save_point=point.seq, made=done.made, removed=done.removed, changed=done.changed, seq=seq)
         return {
@@ -217,34 +230,42 @@ class Rewind:
 
     async def watch(self) -> None:
         """Pin the save point from before a mass delete. For ever."""
-        lease, watcher = self._workspace.lease, MassDelete()
-        while lease is not None:
-            if self._restoring.locked():
-                watcher = MassDelete()
-            else:
-                head, files = lease.head, self._workspace.index.shared_files
-                age = self._saver.save_seconds + WATCH_SECONDS
-                before = watcher.note(Sample(trio.current_time(), files, head.commit, head.files, age))
-                if before is not None:
-                    await self._keep(before, before.files - files)
+        while self._workspace.lease is not None:
+            try:
+                await self._look()
+            except WsfsError as exc:
+                log.warning("the save point from before a mass delete is not pinned yet", error=exc)
+                await trio.sleep(PIN_AGAIN_SECONDS)
             await trio.sleep(WATCH_SECONDS)
 
+    async def _look(self) -> None:
+        """Notice a mass delete now, and pin the save point from before it. Raises StoreError; then the next look tries
+        again."""
+        async with self._looking:
+            if self._workspace.lease is None or self._restoring.locked():
+                return
+            sample = self._sample()
+            before = self._watcher.note(sample)
+            if before is not None:
+                self._unpinned = before, before.files - sample.files
+            if self._unpinned is not None:
+                await self._keep(*self._unpinned)
+                self._unpinned = None
+
+    def _sample(self, *, as_committed: bool = False) -> Sample:
+        """What there is now; or `as_committed`, as if nothing had changed since the last commit."""
+        lease = self._workspace.lease
+        assert lease is not None
+        head = lease.head
+        files = head.files if as_committed else self._workspace.index.shared_files
+        age = self._saver.save_seconds + WATCH_SECONDS
+        return Sample(trio.current_time(), files, head.commit, head.files, age)
+
     async def _keep(self, before: Sample, count: int) -> None:
-        """Pin the save point from before so many files were deleted, and say so."""
+        """Pin the save point from before so many files were deleted, and say so. Raises StoreError."""
         reason = f"before at least {count:,} of {before.files:,} files were deleted"
-        try:
-            await trio.to_thread.run_sync(
-                pin_longer,
-                self._store,
-                before.commit,
-                reason,
-                Kind.DELETE,
-                MASS_DELETE_SECONDS,
-                abandon_on_cancel=True,
-            )
-        except WsfsError as exc:
-            log.warning("the save point from before a mass delete is not pinned", key=before.commit, error=exc)
-            return
+        work = partial(pin_longer, self._store, before.commit, reason, Kind.DELETE, MASS_DELETE_SECONDS)
+        await trio.to_thread.run_sync(work, abandon_on_cancel=True)
         self.notice = (
             f"at least {count:,} of {before.files:,} files were deleted within a minute: for a week,"
             f" 'wsfs undo {self._mountpoint}' brings them back"

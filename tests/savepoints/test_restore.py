@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from harness import CALLER, Crash, World, new_directory, shrink, tree
 
+from wsfs import control
 from wsfs.errors import NoSavePointError, UsageError
 from wsfs.fsck import check
 from wsfs.model import ROOT_INO, Ino
@@ -435,6 +436,68 @@ def test_the_whole_story(site: Any, tree: Any, tmp_path: Path) -> None:
     assert {p: f for p, f in found.items() if p} == {p: f for p, f in was.items() if p}
     site.umount()
     assert site.wsfs("fsck", site.url, "--data", "--all").returncode == 0
+
+
+def many(top: Path) -> int:
+    """A directory with so many files that it is a mass delete if it goes. Returns the number of names."""
+    (top / "m").mkdir()
+    for number in range(1200):
+        (top / f"m/{number}").touch()
+    return 1201
+
+
+def at_once(site: Any, operation: str, **request: Any) -> dict[str, Any]:
+    """What the daemon answers, asked without the time that a command takes to begin."""
+    name = control.socket_path(site.mountpoint).name
+    return control.request(Path(site.environ["WSFS_RUNTIME_DIR"], name), {"op": operation, **request}, 90)
+
+
+def test_undo_takes_back_the_mass_delete_of_just_now(workspace: Any) -> None:
+    """It has not been seen by then, and there is a restore that could be taken back instead."""
+    top = workspace.mountpoint
+    count = many(top)
+    (top / "word").write_text("b")
+    workspace.wsfs("sync", top)
+    (top / "word").write_text("B")
+    answer(workspace, "restore", "--at", 2, top / "word")
+    shutil.rmtree(top / "m")
+    done = at_once(workspace, "undo")
+    assert "files were deleted" in done["undone"]
+    assert (done["made"], done["removed"]) == (count, 0)
+    assert (top / "word").read_text() == "b"
+    # Nor does it get lost when something else is restored first.
+    shutil.rmtree(top / "m")
+    at_once(workspace, "restore", at="3", paths=["word"])
+    assert [one["kind"] for one in answer(workspace, "log", top)["save_points"]].count("mass delete") == 2
+
+
+def test_a_second_mass_delete_within_a_minute_is_another_one(workspace: Any) -> None:
+    top = workspace.mountpoint
+    count = many(top)
+    workspace.wsfs("sync", top)
+    for number in (1, 2, 3):
+        shutil.rmtree(top / "m")
+        if number < 3:
+            time.sleep(1.5)
+        done = answer(workspace, "undo", top)
+        assert ("files were deleted" in done["undone"], done["made"]) == (True, count)
+        assert workspace.log().count("mass delete") == number
+
+
+def test_a_restore_that_removes_much_is_no_mass_delete(workspace: Any) -> None:
+    """However quick it is: undo would bring back what is missing, and leave what had been removed."""
+    top = workspace.mountpoint
+    (top / "old").touch()
+    workspace.wsfs("sync", top)
+    (top / "old").unlink()
+    count = many(top)
+    workspace.wsfs("sync", top)
+    time.sleep(1.5)
+    assert answer(workspace, "restore", "--at", 2, top)["removed"] == count
+    time.sleep(2.5)
+    assert "mass delete" not in workspace.log()
+    done = answer(workspace, "undo", top)
+    assert (done["made"], done["removed"]) == (count, 1)
 
 
 @pytest.mark.parametrize(
