@@ -19,7 +19,7 @@ from wsfs.kernel.invalidate import invalidate
 from wsfs.kernel.operations import Operations
 from wsfs.log import get_log
 from wsfs.model import Ino
-from wsfs.repo.head import State
+from wsfs.repo.head import Head, State
 from wsfs.saver import Saver, on_owner
 from wsfs.store.base import Store
 from wsfs.sync.commit import Committer
@@ -142,12 +142,13 @@ class Rewind:
                 try:
                     done, before = await trio.to_thread.run_sync(work)
                 finally:
-                    saved = await self._saver.save(State.RUNNING)
+                    await self._saver.save(State.RUNNING)
             finally:
                 # What goes because of this is no mass delete, and what is deleted from now on is another one.
                 self._watcher = MassDelete()
             self._watcher.note(self._sample(as_committed=True))
-        seq = saved.seq if saved is not None else before
+            # The next save has what was restored, and that may have been one in the background.
+            seq = min(before + 1, self._head().seq)
         log.info("restored", save_point=point.seq, made=done.made, removed=done.removed, changed=done.changed, seq=seq)
         return {
             "id": point.seq,
@@ -170,9 +171,7 @@ class Rewind:
         with self._holding(point.manifest.key):
             past = Past(self._store, point.manifest)
             with committer.busy:
-                lease = self._workspace.lease
-                assert lease is not None
-                head = lease.head
+                head = self._head()
                 what = ", ".join(os.fsdecode(path) or "/" for path in paths[:3]) + (", ..." if len(paths) > 3 else "")
                 pin_longer(
                     self._store,
@@ -189,6 +188,11 @@ class Rewind:
                 finally:
                     self._forget(restorer.done)
                 return restorer.done, head.seq
+
+    def _head(self) -> Head:
+        lease = self._workspace.lease
+        assert lease is not None
+        return lease.head
 
     def _restorer(self, past: Past, *, missing_only: bool) -> Restorer:
         workspace = self._workspace
@@ -254,9 +258,7 @@ class Rewind:
 
     def _sample(self, *, as_committed: bool = False) -> Sample:
         """What there is now; or `as_committed`, as if nothing had changed since the last commit."""
-        lease = self._workspace.lease
-        assert lease is not None
-        head = lease.head
+        head = self._head()
         files = head.files if as_committed else self._workspace.index.shared_files
         age = self._saver.save_seconds + WATCH_SECONDS
         return Sample(trio.current_time(), files, head.commit, head.files, age)

@@ -500,6 +500,22 @@ def test_a_restore_that_removes_much_is_no_mass_delete(workspace: Any) -> None:
     assert (done["made"], done["removed"]) == (count, 1)
 
 
+def test_the_save_point_that_is_told_has_what_was_restored(site: Any) -> None:
+    """Also if a background save waits while it is restored, and takes all of it."""
+    site.mount("-o", "save_interval=100ms")
+    top = site.mountpoint
+    (top / "m").mkdir()
+    for number in range(500):
+        (top / f"m/{number}").touch()
+    for done in (answer(site, "restore", "--at", 1, top), answer(site, "undo", top), answer(site, "undo", top)):
+        assert done["seq"] == done["before"] + 1
+        counts = {one["id"]: one["files"] for one in answer(site, "log", top)["save_points"]}
+        assert abs(counts[done["seq"]] - counts[done["before"]]) == 501
+    # Nothing to do, and nothing done.
+    done = answer(site, "restore", "--at", 1, top)
+    assert (done["made"], done["removed"], done["seq"]) == (0, 0, done["before"])
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
