@@ -30,6 +30,7 @@ from wsfs.sync.past import Past
 from wsfs.sync.pins import READER_SECONDS, Kind, pin_longer
 from wsfs.sync.restore import Restored, Restorer
 from wsfs.sync.start import Workspace
+from wsfs.tree.ignore import IGNORE_NAME
 
 log = get_log(__name__)
 
@@ -80,6 +81,9 @@ class Rewind:
             paths = request.get("paths")
             if not isinstance(paths, list) or not paths or not all(isinstance(path, str) for path in paths):
                 raise UsageError('the request must have a list of "paths"')
+            if len(paths) > 1 and IGNORE_NAME in map(os.fsencode, paths):
+                # What it does not keep here any more would be saved, and gone when the other paths go back.
+                raise UsageError("name .wsfsignore alone: what stays on this machine depends on it")
             return await self.restore(_text(request, "at"), [os.fsencode(path) for path in paths])
         if operation == "undo":
             return await self.undo()
@@ -155,6 +159,7 @@ class Rewind:
             "made": done.made,
             "removed": done.removed,
             "changed": done.changed,
+            "ignore_left": done.ignore_left,
             "before": before,
             "seq": seq,
             "seconds": time.monotonic() - began,

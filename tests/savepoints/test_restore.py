@@ -112,6 +112,41 @@ def test_what_stays_on_this_machine_is_left_alone(world: World) -> None:
     assert sorted(world.listing(source)) == [b"b.o", b"c.o", b"later", b"main"]
 
 
+def test_everything_goes_back_but_for_what_stays_here_and_why(world: World) -> None:
+    """To before there were patterns, and forth again: at no time is anything of it saved, or removed."""
+    world.create(b"a", b"first")
+    world.create(b"old.ckpt", b"saved before it was ignored")
+    world.commit()
+    then = world.head().commit
+    patterns = world.create(b".wsfsignore", b"*.ckpt\n")
+    world.create(b"new.ckpt", b"precious")
+    world.unlink(b"a")
+    world.unlink(b"old.ckpt")
+    world.commit()
+    later = world.head().commit
+    world.write(patterns, 0, b"*.ckpt\n*.o\n")
+    for number, commit in enumerate((then, later) * 2):
+        one = restorer(world, commit)
+        one.restore(b"")
+        assert one.done.ignore_left
+        world.commit()
+        assert world.content(b".wsfsignore") == b"*.ckpt\n*.o\n"
+        assert world.content(b"new.ckpt") == b"precious"
+        assert world.index.kept.files == 1
+        assert world.listing().count(b"old.ckpt") == (number + 1) % 2
+    # Missing, it comes back, and it is one that can be named.
+    world.unlink(b".wsfsignore")
+    restorer(world, later).restore(b"")
+    assert world.content(b".wsfsignore") == b"*.ckpt\n"
+    one = restorer(world, then)
+    one.restore(b".wsfsignore")
+    assert b".wsfsignore" not in world.listing()
+    assert not one.done.ignore_left
+    world.create(b".wsfsignore", b"*.o")
+    restorer(world, later).restore(b".wsfsignore")
+    assert world.content(b".wsfsignore") == b"*.ckpt\n"
+
+
 class Worker:
     """Random work on a tree."""
 
@@ -514,6 +549,25 @@ def test_the_save_point_that_is_told_has_what_was_restored(site: Any) -> None:
     # Nothing to do, and nothing done.
     done = answer(site, "restore", "--at", 1, top)
     assert (done["made"], done["removed"], done["seq"]) == (0, 0, done["before"])
+
+
+def test_the_answer_says_that_the_patterns_stay(workspace: Any) -> None:
+    top = workspace.mountpoint
+    (top / "a").touch()
+    workspace.wsfs("sync", top)
+    (top / ".wsfsignore").write_text("*.ckpt\n")
+    (top / "m.ckpt").write_text("precious")
+    workspace.wsfs("sync", top)
+    assert ".wsfsignore was different, and stays as it is" in workspace.wsfs("restore", "--at", 2, top).stdout
+    assert (top / "m.ckpt").read_text() == "precious"
+    assert answer(workspace, "undo", top)["ignore_left"] is False
+    assert (top / "m.ckpt").read_text() == "precious"
+    refused = workspace.wsfs("restore", "--at", 3, top / ".wsfsignore", top / "a", code=2)
+    assert "name .wsfsignore alone" in refused.stderr
+    (top / ".wsfsignore").write_text("*.ckpt\n*.o\n")
+    assert answer(workspace, "restore", "--at", 3, top / ".wsfsignore")["ignore_left"] is False
+    assert (top / ".wsfsignore").read_text() == "*.ckpt\n"
+    assert not any(b"precious" in one.read_bytes() for one in workspace.store.rglob("*") if one.is_file())
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,9 @@ def restore(paths: Sequence[str], wanted: str, as_json: bool) -> None:
     changed, so it is quick, and bytes are fetched when they are read. Programs that have a file open go on with what
     they have. The present state becomes a save point first: 'wsfs undo' goes back to it.
 
+    What .wsfsignore keeps on this machine is left alone. So is that file itself, if there is one, with the mount point:
+    name it alone to restore it.
+
     \b
     Examples:
       wsfs restore --at 482 /workspace/thesis.ipynb
@@ -51,6 +54,7 @@ def restore(paths: Sequence[str], wanted: str, as_json: bool) -> None:
         print_json(answer)
     else:
         click.echo(f"Restored from save point #{answer['id']}: {_account(answer)} 'wsfs undo' takes this back.")
+        _tell_what_is_left(answer)
 
 
 @click.command(short_help="Take back the last restore or mass delete.")
@@ -74,11 +78,17 @@ def undo(mountpoint: str | None, as_json: bool) -> None:
         print_json(answer)
     else:
         click.echo(f"As it was at save point #{answer['id']}, {answer['undone']}: {_account(answer)}")
+        _tell_what_is_left(answer)
 
 
 def _ask(mount: mounts.Mount, request: dict[str, Any]) -> dict[str, Any]:
     answer = daemon.ask(daemon.socket_of(mount.mountpoint), request)
     return {name: value for name, value in answer.items() if name != "ok"}
+
+
+def _tell_what_is_left(answer: Mapping[str, Any]) -> None:
+    if answer.get("ignore_left"):
+        click.echo(".wsfsignore was different, and stays as it is now, with all that it keeps on this machine.")
 
 
 def _account(answer: Mapping[str, Any]) -> str:

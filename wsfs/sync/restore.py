@@ -24,6 +24,7 @@ from wsfs.sync.commit import OnOwner
 from wsfs.sync.compare import same_content
 from wsfs.sync.past import Past
 from wsfs.text import printable
+from wsfs.tree.ignore import IGNORE_NAME
 from wsfs.tree.namespace import Namespace
 
 T = TypeVar("T")
@@ -37,12 +38,13 @@ _AT_ONCE: Final = 100
 class Restored:
     """What was done: files, links and directories made, removed, and given other attributes.
 
-    `names` and `inodes` are what the kernel must forget.
+    `ignore_left`: `.wsfsignore` was another one then, and stays. `names` and `inodes` are what the kernel must forget.
     """
 
     made: int = 0
     removed: int = 0
     changed: int = 0
+    ignore_left: bool = False
     names: list[tuple[int, bytes]] = field(default_factory=list)
     inodes: set[int] = field(default_factory=set)
 
@@ -84,6 +86,9 @@ class Restorer:
 
     def restore(self, path: bytes) -> None:
         """Make what is at a path as it was; b"" is everything. What was not there then is removed.
+
+        With everything `.wsfsignore` stays as it is, if there is one. Else what it keeps here would be saved from then
+        on, and the way back would remove it: no save point from before that has it.
 
         Raises StoreError, FormatError, CacheError, and UsageError when a file is in the way of a directory above.
         """
@@ -158,22 +163,36 @@ class Restorer:
     def _directory(self, here: Ino, then: Inode) -> None:
         """Make a directory as it was."""
         entries = [(name, dirent.ino) for name, dirent in self._past.entries(then.ino)]
+        left = {MARKER_NAME} if here == ROOT_INO else set()
         if not self._missing_only:
+            ignoring = self._past.lookup(IGNORE_NAME) if here == ROOT_INO else None
+            if here == ROOT_INO and self._run(lambda: self._leaves_ignore(ignoring)):
+                left.add(IGNORE_NAME)
             wanted = {name for name, _ in entries}
             listed = self._run(lambda: self._shared(here))
             for name in listed:
-                if name not in wanted and not _is_marker(here, name):
+                if name not in wanted and name not in left:
                     self._remove(here, name)
         for at in range(0, len(entries), _AT_ONCE):
             chunk = []
             for name, ino in entries[at : at + _AT_ONCE]:
                 inode = self._past.inode(ino)
-                if inode is not None and not _is_marker(here, name):
+                if inode is not None and name not in left:
                     chunk.append((name, inode))
             self._entries(here, chunk)
         body = self._past.body(then.ino)
         if not self._missing_only or (self._made.get(then.ino) == here and here != then.ino):
             self._run(lambda: self._dress(here, then, body))
+
+    def _leaves_ignore(self, then: Inode | None) -> bool:
+        """Whether there is a `.wsfsignore` now; `then` is what there was."""
+        found = self._index.dirent(Ino(ROOT_INO), IGNORE_NAME)
+        if found is None:
+            return False
+        now = self._names.inode(found.ino)
+        same = then is not None and (now.size, now.mtime_ns) == (then.size, then.mtime_ns)
+        self.done.ignore_left |= not same
+        return True
 
     def _entries(self, parent: Ino, entries: Sequence[tuple[bytes, Inode]]) -> None:
         """Make some names of a directory lead to what they led to."""
@@ -361,7 +380,3 @@ class _NeedRemovalError(Exception):
     def __init__(self, name: bytes) -> None:
         super().__init__()
         self.name = name
-
-
-def _is_marker(parent: int, name: bytes) -> bool:
-    return parent == ROOT_INO and name == MARKER_NAME
