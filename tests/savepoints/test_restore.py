@@ -147,6 +147,34 @@ def test_everything_goes_back_but_for_what_stays_here_and_why(world: World) -> N
     assert world.content(b".wsfsignore") == b"*.ckpt\n"
 
 
+def test_what_was_made_anew_and_stays_here_is_not_removed_by_undo(world: World) -> None:
+    """At a path that was restored, and was not there before: nothing else has what is there now."""
+    inside = world.mkdir(b"in")
+    world.create(b"a.o", b"saved before it was ignored")
+    world.create(b"b", b"", inside)
+    world.commit()
+    then = world.head().commit
+    world.unlink(b"a.o")
+    world.unlink(b"b", inside)
+    world.do(world.names.rmdir, ROOT_INO, b"in")
+    world.create(b".wsfsignore", b"*.o\nin/\n")
+    world.commit()
+    before = world.head().commit
+    for path in (b"a.o", b"in/b"):
+        restorer(world, then).restore(path)
+    world.commit()
+    world.unlink(b"a.o")
+    world.unlink(b"b", world.do(world.names.lookup, ROOT_INO, b"in").ino)
+    world.do(world.names.rmdir, ROOT_INO, b"in")
+    world.create(b"a.o", b"only here")
+    world.create(b"b", b"only here", world.mkdir(b"in"))
+    world.commit()
+    for path in (b"a.o", b"in/b"):
+        restorer(world, before).restore(path)
+    assert world.content(b"a.o") == b"only here"
+    assert world.content(b"b", world.do(world.names.lookup, ROOT_INO, b"in").ino) == b"only here"
+
+
 class Worker:
     """Random work on a tree."""
 

@@ -145,16 +145,16 @@ class Restorer:
         return [name for name, _ in self._index.names(directory, 0) if not kept.has_name(directory, name)]
 
     def _leave_out(self, parts: Sequence[bytes]) -> None:
-        """Remove what was not there then."""
+        """Remove what was not there then; but not what stays on this machine, for no save point has it."""
 
         def find() -> Ino | None:
-            at = Ino(ROOT_INO)
-            for name in parts[:-1]:
+            above = at = Ino(ROOT_INO)
+            for name in parts:
                 found = self._index.dirent(at, name)
-                if found is None:
+                if found is None or self._index.kept.has_name(at, name):
                     return None
-                at = found.ino
-            return at if self._index.dirent(at, parts[-1]) is not None else None
+                above, at = at, found.ino
+            return above
 
         at = self._run(find)
         if at is not None:
