@@ -337,6 +337,71 @@ def test_a_crash_in_the_middle_of_a_restore_can_be_undone(world: World, die: int
     assert seen(world) == was
 
 
+@pytest.mark.parametrize("what", ["removed", "filled", "moved to where it stays here"])
+def test_programs_go_on_while_it_is_restored(world: World, what: str) -> None:
+    """Whatever they do between two steps, it does not fail."""
+
+    def at(path: bytes) -> Ino:
+        ino = Ino(ROOT_INO)
+        for name in path.split(b"/"):
+            ino = world.do(world.names.lookup, ino, name).ino
+        return ino
+
+    def remove(parent: Ino, name: bytes) -> None:
+        inode = world.do(world.names.lookup, parent, name)
+        for one in world.listing(inode.ino) if inode.is_dir else ():
+            remove(inode.ino, one)
+        world.names.forgotten(world.do(world.names.rmdir if inode.is_dir else world.names.unlink, parent, name))
+
+    top = world.mkdir(b"top")
+    deep = world.mkdir(b"deep", top)
+    first = world.create(b"first", b"x" * 3000, deep)
+    world.do(world.names.link, first, deep, b"second")
+    world.create(b"saved", b"", top)
+    world.create(b"file", b"", top)
+    world.create(b".wsfsignore", b"*.o")
+    world.commit()
+    then = world.head().commit
+    for name in (b"first", b"second"):
+        world.unlink(name, deep)
+    world.unlink(b"file", top)
+    world.mkdir(b"file", top)
+    later = world.mkdir(b"later", top)
+    world.create(b"name", b"", later)
+    world.commit()
+    now, survived = world.head().commit, 0
+    for when in range(1, 30):
+        steps = 0
+
+        def program() -> None:
+            if what == "filled":
+                world.create(b"late", b"", at(b"top/later"))
+            elif what == "removed":
+                remove(ROOT_INO, b"top")
+            else:
+                world.do(world.names.rename, ROOT_INO, b"top", ROOT_INO, b"top.o")
+
+        def on_owner(step: Callable[[], Any], when: int = when) -> Any:
+            nonlocal steps
+            steps += 1
+            if steps == when:
+                with suppress(OSError):
+                    program()
+            return world._on_owner(step)
+
+        one = restorer(world, then)
+        one._on_owner = on_owner
+        one.restore(b"")
+        survived += b"later" in world.listing(at(b"top")) if what == "filled" else 1
+        world.commit()
+        assert not check(world.observer(), data=True).findings
+        if b"top.o" in world.listing():
+            remove(ROOT_INO, b"top.o")
+        restorer(world, now).restore(b"")
+        world.commit()
+    assert survived  # what was made after the directory had been looked at
+
+
 def test_who_has_a_file_open_goes_on_with_it(world: World) -> None:
     ino = world.create(b"a", b"then")
     world.commit()

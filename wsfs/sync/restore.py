@@ -120,6 +120,8 @@ class Restorer:
             body = self._past.body(then.ino)
 
             def step(at: Ino = at, name: bytes = name, then: Inode = then, body: Body = body) -> Ino:
+                if self._is_lost(at):
+                    raise UsageError(f"the directory of {printable(name)} was removed just now: try again")
                 found = self._index.dirent(at, name)
                 if found is None:
                     return self._make(at, name, then, body)
@@ -199,7 +201,9 @@ class Restorer:
         bodies: dict[int, Body] = {}
 
         def step() -> list[tuple[Ino, Inode]]:
-            directories = []
+            directories: list[tuple[Ino, Inode]] = []
+            if self._is_lost(parent):
+                return directories
             for name, then in entries:
                 if self._index.kept.has_name(parent, name):
                     continue  # it came later, and only here: it stays
@@ -240,15 +244,27 @@ class Restorer:
             self._told(self.done)
 
     def _refuse_full(self, parent: Ino, name: bytes) -> None:
-        """Raises UsageError if a directory could not be removed, because of what stays on this machine in it."""
-        if self._index.dirent(parent, name) is not None:
-            raise UsageError(
-                f"in {printable(name)}, where a file was, there is what stays on this machine (.wsfsignore): move it"
-                " away, and try again"
-            )
+        """Raises UsageError if a directory could not be removed, because something came into it or stays in it."""
+        found = self._index.dirent(parent, name)
+        if self._is_lost(parent) or found is None or not self._names.inode(found.ino).is_dir:
+            return
+        if found.ino in self._index.kept.names:
+            what = "there is what stays on this machine (.wsfsignore)"
+        else:
+            what = "a program has made something just now"
+        raise UsageError(f"in {printable(name)}, where a file was, {what}: move it away, and try again")
+
+    def _is_lost(self, ino: Ino) -> bool:
+        """Whether programs, which go on meanwhile, have removed this, or moved it to where it stays on this machine.
+
+        It takes along what was restored in it, as if that had been done afterwards; and nothing more comes there.
+        """
+        found = self._index.inode(ino)
+        return found is None or found.nlink == 0 or ino in self._index.kept
 
     def _remove(self, parent: Ino, name: bytes) -> None:
-        """Remove a name, and all below it; a directory stays if something in it stays on this machine."""
+        """Remove a name, and all below it; a directory stays if something in it stays on this machine, or was made by a
+        program meanwhile."""
 
         def find() -> tuple[Ino, list[bytes]] | None:
             found = self._index.dirent(parent, name)
@@ -264,13 +280,14 @@ class Restorer:
             self._remove(found[0], one)
 
         def remove() -> None:
-            dirent = self._index.dirent(parent, name)
-            if dirent is not None and dirent.ino not in self._index.kept.names:
-                is_dir = self._names.inode(dirent.ino).is_dir
-                self._gone((self._names.rmdir if is_dir else self._names.unlink)(parent, name))
-                self._changed(parent, name)
-                self.done.inodes.add(dirent.ino)
-                self.done.removed += 1
+            found = self._index.dirent(parent, name)
+            inode = None if found is None else self._names.inode(found.ino)
+            if inode is None or self._index.kept.has_name(parent, name) or (inode.is_dir and inode.size):
+                return
+            self._gone((self._names.rmdir if inode.is_dir else self._names.unlink)(parent, name))
+            self._changed(parent, name)
+            self.done.inodes.add(inode.ino)
+            self.done.removed += 1
 
         self._run(remove)
 
@@ -279,6 +296,8 @@ class Restorer:
     def _place(self, parent: Ino, name: bytes, then: Inode, body: Body) -> Ino:
         """A name that is not there now, for what it led to: another name of a file that is there, or a new inode."""
         other = self._made.get(then.ino)
+        if other is not None and self._is_lost(other):
+            other = None
         if other is None and then.nlink > 1 and not then.is_dir and self._is_same(then, body):
             other = then.ino
         if other is None or then.is_dir:
@@ -338,6 +357,8 @@ class Restorer:
 
     def _dress(self, ino: Ino, then: Inode, body: Body) -> None:
         """Attributes and extended attributes as they were; of a directory its times, too."""
+        if self._is_lost(ino):
+            return
         now = self._names.inode(ino)
         dressed = now._replace(mode=then.mode, uid=then.uid, gid=then.gid)
         if now.is_dir:
