@@ -402,6 +402,24 @@ def test_programs_go_on_while_it_is_restored(world: World, what: str) -> None:
     assert survived  # what was made after the directory had been looked at
 
 
+def test_a_tree_that_is_deeper_than_python_calls(world: World) -> None:
+    world.commit()
+    empty, at = world.head().commit, Ino(ROOT_INO)
+    for _ in range(1200):
+        at = world.mkdir(b"d", at)
+    world.create(b"file", b"deep down", at)
+    world.commit()
+    full = world.head().commit
+    restorer(world, empty).restore(b"")
+    assert world.listing() == [b".workspace.initialized"]
+    world.commit()
+    restorer(world, full).restore(b"")
+    at = Ino(ROOT_INO)
+    for _ in range(1200):
+        at = world.do(world.names.lookup, at, b"d").ino
+    assert world.content(b"file", at) == b"deep down"
+
+
 def test_who_has_a_file_open_goes_on_with_it(world: World) -> None:
     ino = world.create(b"a", b"then")
     world.commit()

@@ -13,6 +13,7 @@ from __future__ import annotations
 import stat
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final, TypeVar
 
 from wsfs.errors import NeedRemote, NoSavePointError, UsageError
@@ -100,13 +101,13 @@ class Restorer:
         then = self._past.lookup(path)
         if not parts:
             assert then is not None
-            self._directory(Ino(ROOT_INO), then)
+            self._directories([(Ino(ROOT_INO), then)])
         elif then is None:
             self._leave_out(parts)
         else:
             at = self._above(parts[:-1])
             self._run(lambda: self._refuse_kept(at, parts[-1]))
-            self._entries(at, [(parts[-1], then)])
+            self._directories(self._entries(at, [(parts[-1], then)]))
         self._told(self.done)
 
     # --- directories ----------------------------------------------------------------------------------------------
@@ -162,8 +163,14 @@ class Restorer:
         if at is not None:
             self._remove(at, parts[-1])
 
-    def _directory(self, here: Ino, then: Inode) -> None:
-        """Make a directory as it was."""
+    def _directories(self, pending: list[tuple[Ino, Inode]]) -> None:
+        """Make directories as they were, and all below them, however deep that is."""
+        while pending:
+            pending += self._directory(*pending.pop())
+
+    def _directory(self, here: Ino, then: Inode) -> list[tuple[Ino, Inode]]:
+        """Make a directory as it was, but for what is in those in it, which are returned."""
+        inside: list[tuple[Ino, Inode]] = []
         entries = [(name, dirent.ino) for name, dirent in self._past.entries(then.ino)]
         left = {MARKER_NAME} if here == ROOT_INO else set()
         if not self._missing_only:
@@ -181,10 +188,11 @@ class Restorer:
                 inode = self._past.inode(ino)
                 if inode is not None and name not in left:
                     chunk.append((name, inode))
-            self._entries(here, chunk)
+            inside += self._entries(here, chunk)
         body = self._past.body(then.ino)
         if not self._missing_only or (self._made.get(then.ino) == here and here != then.ino):
             self._run(lambda: self._dress(here, then, body))
+        return inside
 
     def _leaves_ignore(self, then: Inode | None) -> bool:
         """Whether there is a `.wsfsignore` now; `then` is what there was."""
@@ -196,8 +204,9 @@ class Restorer:
         self.done.ignore_left |= not same
         return True
 
-    def _entries(self, parent: Ino, entries: Sequence[tuple[bytes, Inode]]) -> None:
-        """Make some names of a directory lead to what they led to."""
+    def _entries(self, parent: Ino, entries: Sequence[tuple[bytes, Inode]]) -> list[tuple[Ino, Inode]]:
+        """Make some names of a directory lead to what they led to. Returns directories that are to be made as they
+        were."""
         bodies: dict[int, Body] = {}
 
         def step() -> list[tuple[Ino, Inode]]:
@@ -238,10 +247,9 @@ class Restorer:
             except _NeedRemovalError as need:
                 self._remove(parent, need.name)
                 self._run(lambda name=need.name: self._refuse_full(parent, name))  # type: ignore[misc]
-        for ino, then in directories:
-            self._directory(ino, then)
         if len(self.done.names) >= _AT_ONCE:
             self._told(self.done)
+        return directories
 
     def _refuse_full(self, parent: Ino, name: bytes) -> None:
         """Raises UsageError if a directory could not be removed, because something came into it or stays in it."""
@@ -266,32 +274,29 @@ class Restorer:
         """Remove a name, and all below it; a directory stays if something in it stays on this machine, or was made by a
         program meanwhile."""
 
-        def find() -> tuple[Ino, list[bytes]] | None:
-            found = self._index.dirent(parent, name)
-            if found is None:
-                return None
-            is_dir = self._names.inode(found.ino).is_dir
-            return found.ino, self._shared(found.ino) if is_dir else []
-
-        found = self._run(find)
-        if found is None:
-            return
-        for one in found[1]:
-            self._remove(found[0], one)
-
-        def remove() -> None:
-            found = self._index.dirent(parent, name)
-            inode = None if found is None else self._names.inode(found.ino)
-            if inode is None or self._index.kept.has_name(parent, name) or (inode.is_dir and inode.size):
-                return
-            self._gone((self._names.rmdir if inode.is_dir else self._names.unlink)(parent, name))
-            self._changed(parent, name)
-            self.done.inodes.add(inode.ino)
-            self.done.removed += 1
-
-        self._run(remove)
+        pending = [(parent, name, False)]
+        while pending:
+            at, one, emptied = pending.pop()
+            found = self._run(partial(self._remove_one, at, one))
+            if found is not None and not emptied:
+                pending.append((at, one, True))
+                pending += [(found[0], below, False) for below in found[1]]
 
     # --- on the owner thread --------------------------------------------------------------------------------------
+
+    def _remove_one(self, parent: Ino, name: bytes) -> tuple[Ino, list[bytes]] | None:
+        """Remove a name; of a directory that is not empty, return the inode and what would have to go before."""
+        found = self._index.dirent(parent, name)
+        if found is None or self._index.kept.has_name(parent, name):
+            return None
+        inode = self._names.inode(found.ino)
+        if inode.is_dir and inode.size:
+            return inode.ino, self._shared(inode.ino)
+        self._gone((self._names.rmdir if inode.is_dir else self._names.unlink)(parent, name))
+        self._changed(parent, name)
+        self.done.inodes.add(inode.ino)
+        self.done.removed += 1
+        return None
 
     def _place(self, parent: Ino, name: bytes, then: Inode, body: Body) -> Ino:
         """A name that is not there now, for what it led to: another name of a file that is there, or a new inode."""
