@@ -681,6 +681,30 @@ def test_the_answer_says_that_the_patterns_stay(workspace: Any) -> None:
     assert not any(b"precious" in one.read_bytes() for one in workspace.store.rglob("*") if one.is_file())
 
 
+def test_a_link_in_the_place_of_a_file_is_what_is_restored(workspace: Any, tmp_path: Path) -> None:
+    """And not what it leads to, in the workspace or elsewhere."""
+    top = workspace.mountpoint
+    for name in ("inside", "outside", "other"):
+        (top / name).write_text("then")
+    workspace.wsfs("sync", top)
+    for name, target in (("inside", "other"), ("outside", tmp_path)):
+        (top / name).unlink()
+        (top / name).symlink_to(target)
+    (top / "other").write_text("now")
+    for name in ("inside", "outside"):
+        assert answer(workspace, "restore", "--at", 2, top / name)["made"] == 1
+        assert not (top / name).is_symlink()
+        assert (top / name).read_text() == "then"
+    assert (top / "other").read_text() == "now"
+    # From outside a link leads there.
+    (tmp_path / "to the top").symlink_to(top)
+    (tmp_path / "to a file").symlink_to(top / "other")
+    answer(workspace, "restore", "--at", 2, tmp_path / "to a file")
+    assert (top / "other").read_text() == "then"
+    answer(workspace, "restore", "--at", 1, tmp_path / "to the top")
+    assert not (top / "other").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
