@@ -115,13 +115,14 @@ class Rewind:
         """Go back to before the last restore or mass delete, be it of just now. Raises as `restore`."""
         await self._look()
         points = await trio.to_thread.run_sync(save_points, self._store)
-        able = [point for point in points if point.pin and point.pin.kind in (Kind.RESTORE, Kind.DELETE)]
+        able = [point for point in points if point.pin and point.pin.kind in savepoints.UNDONE]
         if not able:
             raise NoSavePointError(
                 "there is nothing to undo, no restore and no mass delete: 'wsfs log' lists the save points, and 'wsfs"
                 " restore --at ID PATH' goes back to one"
             )
-        point = min(able, key=lambda point: point.pin.age if point.pin else 0.0)
+        # Not by the age of the pin, which is new when a user has pinned it once more.
+        point = max(able, key=lambda point: (point.line, point.seq))
         assert point.pin is not None
         deleted = point.pin.kind == Kind.DELETE
         found = await self._go_back(point, point.pin.paths or [b""], missing_only=deleted, all_there=False)
