@@ -175,6 +175,26 @@ def test_what_was_made_anew_and_stays_here_is_not_removed_by_undo(world: World) 
     assert world.content(b"b", world.do(world.names.lookup, ROOT_INO, b"in").ino) == b"only here"
 
 
+def test_undo_removes_directories_that_were_made_for_what_it_removes(world: World) -> None:
+    world.commit()
+    empty = world.head().commit
+    for name in (b"a", b"c"):
+        world.create(b"file", b"", world.mkdir(b"b", world.mkdir(name)))
+    world.commit()
+    full = world.head().commit
+    restorer(world, empty).restore(b"")
+    world.commit()
+    before = world.head().commit
+    for path in (b"a/b/file", b"c/b/file"):
+        restorer(world, full).restore(path)
+    other = world.do(world.names.lookup, ROOT_INO, b"c").ino
+    world.create(b"made later", b"", other)
+    for path in (b"a/b/file", b"c/b/file"):
+        restorer(world, before).restore(path)
+    assert world.listing() == [b".workspace.initialized", b"c"]
+    assert world.listing(other) == [b"made later"]
+
+
 class Worker:
     """Random work on a tree."""
 

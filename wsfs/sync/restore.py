@@ -148,20 +148,31 @@ class Restorer:
         return [name for name, _ in self._index.names(directory, 0) if not kept.has_name(directory, name)]
 
     def _leave_out(self, parts: Sequence[bytes]) -> None:
-        """Remove what was not there then; but not what stays on this machine, for no save point has it."""
+        """Remove what was not there then, and directories above that were made for it, if nothing else is in them. But
+        not what stays on this machine, for no save point has it."""
 
-        def find() -> Ino | None:
-            above = at = Ino(ROOT_INO)
+        def find() -> list[Ino]:
+            way = [Ino(ROOT_INO)]
             for name in parts:
-                found = self._index.dirent(at, name)
-                if found is None or self._index.kept.has_name(at, name):
-                    return None
-                above, at = at, found.ino
-            return above
+                found = self._index.dirent(way[-1], name)
+                if found is None or self._index.kept.has_name(way[-1], name):
+                    return []
+                way.append(found.ino)
+            return way
 
-        at = self._run(find)
-        if at is not None:
-            self._remove(at, parts[-1])
+        def remove_empty(parent: Ino, name: bytes) -> None:
+            found = self._index.dirent(parent, name)
+            if found is not None and self._names.inode(found.ino).is_dir:
+                self._remove_one(parent, name)
+
+        way = self._run(find)
+        if not way:
+            return
+        self._remove(way[-2], parts[-1])
+        for number in range(len(parts) - 1, 0, -1):
+            if self._past.lookup(b"/".join(parts[:number])) is not None:
+                break
+            self._run(partial(remove_empty, way[number - 1], parts[number - 1]))
 
     def _directories(self, pending: list[tuple[Ino, Inode]]) -> None:
         """Make directories as they were, and all below them, however deep that is."""
