@@ -30,6 +30,7 @@ from wsfs.sync.past import Past
 from wsfs.sync.pins import READER_SECONDS, Kind, pin_longer
 from wsfs.sync.restore import Restored, Restorer
 from wsfs.sync.start import Workspace
+from wsfs.sync.survey import seq_in
 from wsfs.tree.ignore import IGNORE_NAME
 
 log = get_log(__name__)
@@ -70,6 +71,7 @@ class Rewind:
         self._unpinned: tuple[Sample, int] | None = None
         self.collector: Collector | None = None
         """What collects garbage, once it does."""
+        self._later_notice = ""
         self.notice = ""
         """What a user should know: that much was deleted, and how it comes back."""
 
@@ -126,7 +128,8 @@ class Rewind:
         assert point.pin is not None
         deleted = point.pin.kind == Kind.DELETE
         found = await self._go_back(point, point.pin.paths or [b""], missing_only=deleted, all_there=False)
-        self.notice = ""
+        if deleted:
+            self.notice = self._later_notice = ""
         return found | {"undone": point.pin.reason}
 
     async def _go_back(
@@ -152,6 +155,7 @@ class Rewind:
                 # What goes because of this is no mass delete, and what is deleted from now on is another one.
                 self._watcher = MassDelete()
             self._watcher.note(self._sample(as_committed=True))
+            self.notice = self._later_notice  # undo takes this back now, and no mass delete from before it
             # The next save has what was restored, and that may have been one in the background.
             seq = min(before + 1, self._head().seq)
         log.info("restored", save_point=point.seq, made=done.made, removed=done.removed, changed=done.changed, seq=seq)
@@ -274,10 +278,9 @@ class Rewind:
         reason = f"before at least {count:,} of {before.files:,} files were deleted"
         work = partial(pin_longer, self._store, before.commit, reason, Kind.DELETE, MASS_DELETE_SECONDS)
         await trio.to_thread.run_sync(work, abandon_on_cancel=True)
-        self.notice = (
-            f"at least {count:,} of {before.files:,} files were deleted within a minute: for a week,"
-            f" 'wsfs undo {self._mountpoint}' brings them back"
-        )
+        what = f"at least {count:,} of {before.files:,} files were deleted within a minute: for a week,"
+        self.notice = f"{what} 'wsfs undo {self._mountpoint}' brings them back"
+        self._later_notice = f"{what} they are in {self._mountpoint}/.wsfs/at/{seq_in(before.commit)}"
         log.warning(
             "mass delete",
             files=count,

@@ -634,6 +634,9 @@ def test_undo_takes_back_the_mass_delete_of_just_now(workspace: Any) -> None:
     # Nor does it get lost when something else is restored first.
     shutil.rmtree(top / "m")
     at_once(workspace, "restore", at="3", paths=["word"])
+    notice = workspace.status()["notice"]
+    assert "wsfs undo" not in notice
+    assert len(list(Path(notice.rpartition(" ")[2], "m").iterdir())) == count - 1
     assert [one["kind"] for one in answer(workspace, "log", top)["save_points"]].count("mass delete") == 2
 
 
