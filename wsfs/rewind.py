@@ -20,7 +20,7 @@ from wsfs.kernel.invalidate import invalidate
 from wsfs.kernel.operations import Operations
 from wsfs.log import get_log
 from wsfs.model import Ino
-from wsfs.repo.head import State
+from wsfs.repo.head import Head, State
 from wsfs.saver import Saver
 from wsfs.store.base import Store
 from wsfs.sync.commit import Committer
@@ -31,11 +31,16 @@ from wsfs.sync.past import Past
 from wsfs.sync.pins import READER_SECONDS, Kind, pin_longer
 from wsfs.sync.restore import Restored, Restorer
 from wsfs.sync.start import Workspace
+from wsfs.sync.survey import seq_in
+from wsfs.tree.ignore import IGNORE_NAME
 
 log = get_log(__name__)
 
 REQUESTS: Final = frozenset({"log", "diff", "pin", "unpin", "restore", "undo"})
 WATCH_SECONDS: Final = 1.0
+PIN_AGAIN_SECONDS: Final = 30.0
+"""When the save point from before a mass delete could not be pinned."""
+
 MASS_DELETE_SECONDS: Final = 7 * 86400.0
 """For how long the save point from before a mass delete is kept."""
 
@@ -64,8 +69,12 @@ class Rewind:
         self._mountpoint = mountpoint
         self._errands = errands
         self._restoring = trio.Lock()
+        self._looking = trio.Lock()
+        self._watcher = MassDelete()
+        self._unpinned: tuple[Sample, int] | None = None
         self.collector: Collector | None = None
         """What collects garbage, once it does."""
+        self._later_notice = ""
         self.notice = ""
         """What a user should know: that much was deleted, and how it comes back."""
 
@@ -77,6 +86,9 @@ class Rewind:
             paths = request.get("paths")
             if not isinstance(paths, list) or not paths or not all(isinstance(path, str) for path in paths):
                 raise UsageError('the request must have a list of "paths"')
+            if len(paths) > 1 and IGNORE_NAME in map(os.fsencode, paths):
+                # What it does not keep here any more would be saved, and gone when the other paths go back.
+                raise UsageError("name .wsfsignore alone: what stays on this machine depends on it")
             return await self.restore(_text(request, "at"), [os.fsencode(path) for path in paths])
         if operation == "undo":
             return await self.undo()
@@ -100,23 +112,27 @@ class Rewind:
         Raises NoSavePointError, UsageError, StoreError, FencedError, CacheError; what was done until then is done, and
         can be undone.
         """
+        await self._look()
         points = await trio.to_thread.run_sync(save_points, self._store, abandon_on_cancel=True)
         return await self._go_back(find(points, wanted), paths, missing_only=False, all_there=True)
 
     async def undo(self) -> dict[str, Any]:
-        """Go back to before the last restore or mass delete. Raises as `restore`."""
+        """Go back to before the last restore or mass delete, be it of just now. Raises as `restore`."""
+        await self._look()
         points = await trio.to_thread.run_sync(save_points, self._store, abandon_on_cancel=True)
-        able = [point for point in points if point.pin and point.pin.kind in (Kind.RESTORE, Kind.DELETE)]
+        able = [point for point in points if point.pin and point.pin.kind in savepoints.UNDONE]
         if not able:
             raise NoSavePointError(
                 "there is nothing to undo, no restore and no mass delete: 'wsfs log' lists the save points, and 'wsfs"
                 " restore --at ID PATH' goes back to one"
             )
-        point = min(able, key=lambda point: point.pin.age if point.pin else 0.0)
+        # Not by the age of the pin, which is new when a user has pinned it once more.
+        point = max(able, key=lambda point: (point.line, point.seq))
         assert point.pin is not None
         deleted = point.pin.kind == Kind.DELETE
         found = await self._go_back(point, point.pin.paths or [b""], missing_only=deleted, all_there=False)
-        self.notice = ""
+        if deleted:
+            self.notice = self._later_notice = ""
         return found | {"undone": point.pin.reason}
 
     async def _go_back(
@@ -134,16 +150,24 @@ class Rewind:
             await self._saver.save(State.RUNNING)
             work = partial(self._restore, committer, point, paths, missing_only)
             try:
-                done, before = await self._errands.run(work)
+                try:
+                    done, before = await self._errands.run(work)
+                finally:
+                    await self._saver.save(State.RUNNING)
             finally:
-                saved = await self._saver.save(State.RUNNING)
-        seq = saved.seq if saved is not None else before
+                # What goes because of this is no mass delete, and what is deleted from now on is another one.
+                self._watcher = MassDelete()
+            self._watcher.note(self._sample(as_committed=True))
+            self.notice = self._later_notice  # undo takes this back now, and no mass delete from before it
+            # The next save has what was restored, and that may have been one in the background.
+            seq = min(before + 1, self._head().seq)
         log.info("restored", save_point=point.seq, made=done.made, removed=done.removed, changed=done.changed, seq=seq)
         return {
             "id": point.seq,
             "made": done.made,
             "removed": done.removed,
             "changed": done.changed,
+            "ignore_left": done.ignore_left,
             "before": before,
             "seq": seq,
             "seconds": time.monotonic() - began,
@@ -160,9 +184,7 @@ class Rewind:
         with self._holding(point.manifest.key):
             past = Past(self._store, point.manifest)
             with committer.busy:
-                lease = self._workspace.lease
-                assert lease is not None
-                head = lease.head
+                head = self._head()
                 what = ", ".join(os.fsdecode(path) or "/" for path in paths[:3]) + (", ..." if len(paths) > 3 else "")
                 pin_longer(
                     self._store,
@@ -179,6 +201,11 @@ class Rewind:
                 finally:
                     self._forget(restorer.done)
                 return restorer.done, head.seq
+
+    def _head(self) -> Head:
+        lease = self._workspace.lease
+        assert lease is not None
+        return lease.head
 
     def _restorer(self, past: Past, *, missing_only: bool) -> Restorer:
         workspace = self._workspace
@@ -227,38 +254,43 @@ class Rewind:
 
     async def watch(self) -> None:
         """Pin the save point from before a mass delete. For ever."""
-        lease, watcher = self._workspace.lease, MassDelete()
-        while lease is not None:
-            if self._restoring.locked():
-                watcher = MassDelete()
-            else:
-                head, files = lease.head, self._workspace.index.shared_files
-                age = self._saver.save_seconds + WATCH_SECONDS
-                before = watcher.note(Sample(trio.current_time(), files, head.commit, head.files, age))
-                if before is not None:
-                    await self._keep(before, before.files - files)
+        while self._workspace.lease is not None:
+            try:
+                await self._look()
+            except WsfsError as exc:
+                log.warning("the save point from before a mass delete is not pinned yet", error=exc)
+                await trio.sleep(PIN_AGAIN_SECONDS)
             await trio.sleep(WATCH_SECONDS)
 
+    async def _look(self) -> None:
+        """Notice a mass delete now, and pin the save point from before it. Raises StoreError; then the next look tries
+        again."""
+        async with self._looking:
+            if self._workspace.lease is None or self._restoring.locked():
+                return
+            sample = self._sample()
+            before = self._watcher.note(sample)
+            if before is not None:
+                self._unpinned = before, before.files - sample.files
+            if self._unpinned is not None:
+                await self._keep(*self._unpinned)
+                self._unpinned = None
+
+    def _sample(self, *, as_committed: bool = False) -> Sample:
+        """What there is now; or `as_committed`, as if nothing had changed since the last commit."""
+        head = self._head()
+        files = head.files if as_committed else self._workspace.index.shared_files
+        age = self._saver.save_seconds + WATCH_SECONDS
+        return Sample(trio.current_time(), files, head.commit, head.files, age)
+
     async def _keep(self, before: Sample, count: int) -> None:
-        """Pin the save point from before so many files were deleted, and say so."""
+        """Pin the save point from before so many files were deleted, and say so. Raises StoreError."""
         reason = f"before at least {count:,} of {before.files:,} files were deleted"
-        try:
-            await trio.to_thread.run_sync(
-                pin_longer,
-                self._store,
-                before.commit,
-                reason,
-                Kind.DELETE,
-                MASS_DELETE_SECONDS,
-                abandon_on_cancel=True,
-            )
-        except WsfsError as exc:
-            log.warning("the save point from before a mass delete is not pinned", key=before.commit, error=exc)
-            return
-        self.notice = (
-            f"at least {count:,} of {before.files:,} files were deleted within a minute: for a week,"
-            f" 'wsfs undo {self._mountpoint}' brings them back"
-        )
+        work = partial(pin_longer, self._store, before.commit, reason, Kind.DELETE, MASS_DELETE_SECONDS)
+        await trio.to_thread.run_sync(work, abandon_on_cancel=True)
+        what = f"at least {count:,} of {before.files:,} files were deleted within a minute: for a week,"
+        self.notice = f"{what} 'wsfs undo {self._mountpoint}' brings them back"
+        self._later_notice = f"{what} they are in {self._mountpoint}/.wsfs/at/{seq_in(before.commit)}"
         log.warning(
             "mass delete",
             files=count,

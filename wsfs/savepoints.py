@@ -17,6 +17,8 @@ from wsfs.sync.past import Past
 from wsfs.sync.pins import Kind, pin, pin_of
 
 NAME_MAX: Final = 128
+UNDONE: Final = frozenset({Kind.RESTORE, Kind.DELETE})
+"""The pins that `wsfs undo` goes by; so they stay such when a user pins the same save point."""
 
 
 def log(store: Store) -> dict[str, Any]:
@@ -89,7 +91,10 @@ def set_pin(store: Store, wanted: str, name: str | None, keep: float | None) -> 
         taken = next((one for one in points if one.pin and one.pin.name == name and one.seq != point.seq), None)
         if taken is not None:
             raise UsageError(f"the save point #{taken.seq} has the name {name!r} already: choose another one")
-    pin(store, point.manifest.key, "pinned by a user", kind=Kind.USER, keep=keep, name=name)
+    kind, reason, paths = Kind.USER, "pinned by a user", None
+    if point.pin is not None and point.pin.kind in UNDONE:
+        kind, reason, paths = Kind(point.pin.kind), point.pin.reason, point.pin.paths
+    pin(store, point.manifest.key, reason, kind=kind, keep=keep, name=name, paths=paths)
     if not any(info.key == point.manifest.key for info in store.list(point.manifest.key)):
         remove_pin(store, point)
         raise NoSavePointError(f"the save point #{point.seq} is not kept any more: it was deleted just now")

@@ -125,6 +125,19 @@ def test_pins_by_url_and_by_mount_point(worked: Any, ask: Ask) -> None:
     assert "'before'" in worked.wsfs("diff", worked.url, "before", code=27).stderr
 
 
+def test_a_restore_can_be_undone_when_a_user_has_pinned_what_was_before(worked: Any, ask: Ask) -> None:
+    """And the last one is taken back, whichever was pinned last."""
+    top = worked.mountpoint
+    first = ask("restore", "--at", 2, top)
+    second = ask("restore", "--at", 4, top / "b")
+    for point in (second["before"], first["before"]):
+        assert ask("pin", top, point, "--name", f"point-{point}")["seconds_left"] is None
+    kinds = {one["id"]: (one["kind"], one["name"]) for one in ask("log", top)["save_points"] if one["pinned"]}
+    assert kinds == {point: ("restore", f"point-{point}") for point in (first["before"], second["before"])}
+    done = ask("undo", top)
+    assert (done["id"], done["undone"]) == (second["before"], "before #4 was restored: b")
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from harness import CALLER, Crash, World, new_directory, shrink, tree
 
+from wsfs import control
 from wsfs.errors import NoSavePointError, UsageError
 from wsfs.fsck import check
 from wsfs.model import ROOT_INO, Ino
@@ -109,6 +110,89 @@ def test_what_stays_on_this_machine_is_left_alone(world: World) -> None:
         restorer(world, then).restore(b"src/main")
     world.restart_cold()
     assert sorted(world.listing(source)) == [b"b.o", b"c.o", b"later", b"main"]
+
+
+def test_everything_goes_back_but_for_what_stays_here_and_why(world: World) -> None:
+    """To before there were patterns, and forth again: at no time is anything of it saved, or removed."""
+    world.create(b"a", b"first")
+    world.create(b"old.ckpt", b"saved before it was ignored")
+    world.commit()
+    then = world.head().commit
+    patterns = world.create(b".wsfsignore", b"*.ckpt\n")
+    world.create(b"new.ckpt", b"precious")
+    world.unlink(b"a")
+    world.unlink(b"old.ckpt")
+    world.commit()
+    later = world.head().commit
+    world.write(patterns, 0, b"*.ckpt\n*.o\n")
+    for number, commit in enumerate((then, later) * 2):
+        one = restorer(world, commit)
+        one.restore(b"")
+        assert one.done.ignore_left
+        world.commit()
+        assert world.content(b".wsfsignore") == b"*.ckpt\n*.o\n"
+        assert world.content(b"new.ckpt") == b"precious"
+        assert world.index.kept.files == 1
+        assert world.listing().count(b"old.ckpt") == (number + 1) % 2
+    # Missing, it comes back, and it is one that can be named.
+    world.unlink(b".wsfsignore")
+    restorer(world, later).restore(b"")
+    assert world.content(b".wsfsignore") == b"*.ckpt\n"
+    one = restorer(world, then)
+    one.restore(b".wsfsignore")
+    assert b".wsfsignore" not in world.listing()
+    assert not one.done.ignore_left
+    world.create(b".wsfsignore", b"*.o")
+    restorer(world, later).restore(b".wsfsignore")
+    assert world.content(b".wsfsignore") == b"*.ckpt\n"
+
+
+def test_what_was_made_anew_and_stays_here_is_not_removed_by_undo(world: World) -> None:
+    """At a path that was restored, and was not there before: nothing else has what is there now."""
+    inside = world.mkdir(b"in")
+    world.create(b"a.o", b"saved before it was ignored")
+    world.create(b"b", b"", inside)
+    world.commit()
+    then = world.head().commit
+    world.unlink(b"a.o")
+    world.unlink(b"b", inside)
+    world.do(world.names.rmdir, ROOT_INO, b"in")
+    world.create(b".wsfsignore", b"*.o\nin/\n")
+    world.commit()
+    before = world.head().commit
+    for path in (b"a.o", b"in/b"):
+        restorer(world, then).restore(path)
+    world.commit()
+    world.unlink(b"a.o")
+    world.unlink(b"b", world.do(world.names.lookup, ROOT_INO, b"in").ino)
+    world.do(world.names.rmdir, ROOT_INO, b"in")
+    world.create(b"a.o", b"only here")
+    world.create(b"b", b"only here", world.mkdir(b"in"))
+    world.commit()
+    for path in (b"a.o", b"in/b"):
+        restorer(world, before).restore(path)
+    assert world.content(b"a.o") == b"only here"
+    assert world.content(b"b", world.do(world.names.lookup, ROOT_INO, b"in").ino) == b"only here"
+
+
+def test_undo_removes_directories_that_were_made_for_what_it_removes(world: World) -> None:
+    world.commit()
+    empty = world.head().commit
+    for name in (b"a", b"c"):
+        world.create(b"file", b"", world.mkdir(b"b", world.mkdir(name)))
+    world.commit()
+    full = world.head().commit
+    restorer(world, empty).restore(b"")
+    world.commit()
+    before = world.head().commit
+    for path in (b"a/b/file", b"c/b/file"):
+        restorer(world, full).restore(path)
+    other = world.do(world.names.lookup, ROOT_INO, b"c").ino
+    world.create(b"made later", b"", other)
+    for path in (b"a/b/file", b"c/b/file"):
+        restorer(world, before).restore(path)
+    assert world.listing() == [b".workspace.initialized", b"c"]
+    assert world.listing(other) == [b"made later"]
 
 
 class Worker:
@@ -273,6 +357,89 @@ def test_a_crash_in_the_middle_of_a_restore_can_be_undone(world: World, die: int
     assert seen(world) == was
 
 
+@pytest.mark.parametrize("what", ["removed", "filled", "moved to where it stays here"])
+def test_programs_go_on_while_it_is_restored(world: World, what: str) -> None:
+    """Whatever they do between two steps, it does not fail."""
+
+    def at(path: bytes) -> Ino:
+        ino = Ino(ROOT_INO)
+        for name in path.split(b"/"):
+            ino = world.do(world.names.lookup, ino, name).ino
+        return ino
+
+    def remove(parent: Ino, name: bytes) -> None:
+        inode = world.do(world.names.lookup, parent, name)
+        for one in world.listing(inode.ino) if inode.is_dir else ():
+            remove(inode.ino, one)
+        world.names.forgotten(world.do(world.names.rmdir if inode.is_dir else world.names.unlink, parent, name))
+
+    top = world.mkdir(b"top")
+    deep = world.mkdir(b"deep", top)
+    first = world.create(b"first", b"x" * 3000, deep)
+    world.do(world.names.link, first, deep, b"second")
+    world.create(b"saved", b"", top)
+    world.create(b"file", b"", top)
+    world.create(b".wsfsignore", b"*.o")
+    world.commit()
+    then = world.head().commit
+    for name in (b"first", b"second"):
+        world.unlink(name, deep)
+    world.unlink(b"file", top)
+    world.mkdir(b"file", top)
+    later = world.mkdir(b"later", top)
+    world.create(b"name", b"", later)
+    world.commit()
+    now, survived = world.head().commit, 0
+    for when in range(1, 30):
+        steps = 0
+
+        def program() -> None:
+            if what == "filled":
+                world.create(b"late", b"", at(b"top/later"))
+            elif what == "removed":
+                remove(ROOT_INO, b"top")
+            else:
+                world.do(world.names.rename, ROOT_INO, b"top", ROOT_INO, b"top.o")
+
+        def on_owner(step: Callable[[], Any], when: int = when) -> Any:
+            nonlocal steps
+            steps += 1
+            if steps == when:
+                with suppress(OSError):
+                    program()
+            return world._on_owner(step)
+
+        one = restorer(world, then)
+        one._on_owner = on_owner
+        one.restore(b"")
+        survived += b"later" in world.listing(at(b"top")) if what == "filled" else 1
+        world.commit()
+        assert not check(world.observer(), data=True).findings
+        if b"top.o" in world.listing():
+            remove(ROOT_INO, b"top.o")
+        restorer(world, now).restore(b"")
+        world.commit()
+    assert survived  # what was made after the directory had been looked at
+
+
+def test_a_tree_that_is_deeper_than_python_calls(world: World) -> None:
+    world.commit()
+    empty, at = world.head().commit, Ino(ROOT_INO)
+    for _ in range(1200):
+        at = world.mkdir(b"d", at)
+    world.create(b"file", b"deep down", at)
+    world.commit()
+    full = world.head().commit
+    restorer(world, empty).restore(b"")
+    assert world.listing() == [b".workspace.initialized"]
+    world.commit()
+    restorer(world, full).restore(b"")
+    at = Ino(ROOT_INO)
+    for _ in range(1200):
+        at = world.do(world.names.lookup, at, b"d").ino
+    assert world.content(b"file", at) == b"deep down"
+
+
 def test_who_has_a_file_open_goes_on_with_it(world: World) -> None:
     ino = world.create(b"a", b"then")
     world.commit()
@@ -435,6 +602,130 @@ def test_the_whole_story(site: Any, tree: Any, tmp_path: Path) -> None:
     assert {p: f for p, f in found.items() if p} == {p: f for p, f in was.items() if p}
     site.umount()
     assert site.wsfs("fsck", site.url, "--data", "--all").returncode == 0
+
+
+def many(top: Path) -> int:
+    """A directory with so many files that it is a mass delete if it goes. Returns the number of names."""
+    (top / "m").mkdir()
+    for number in range(1200):
+        (top / f"m/{number}").touch()
+    return 1201
+
+
+def at_once(site: Any, operation: str, **request: Any) -> dict[str, Any]:
+    """What the daemon answers, asked without the time that a command takes to begin."""
+    name = control.socket_path(site.mountpoint).name
+    return control.request(Path(site.environ["WSFS_RUNTIME_DIR"], name), {"op": operation, **request}, 90)
+
+
+def test_undo_takes_back_the_mass_delete_of_just_now(workspace: Any) -> None:
+    """It has not been seen by then, and there is a restore that could be taken back instead."""
+    top = workspace.mountpoint
+    count = many(top)
+    (top / "word").write_text("b")
+    workspace.wsfs("sync", top)
+    (top / "word").write_text("B")
+    answer(workspace, "restore", "--at", 2, top / "word")
+    shutil.rmtree(top / "m")
+    done = at_once(workspace, "undo")
+    assert "files were deleted" in done["undone"]
+    assert (done["made"], done["removed"]) == (count, 0)
+    assert (top / "word").read_text() == "b"
+    # Nor does it get lost when something else is restored first.
+    shutil.rmtree(top / "m")
+    at_once(workspace, "restore", at="3", paths=["word"])
+    notice = workspace.status()["notice"]
+    assert "wsfs undo" not in notice
+    assert len(list(Path(notice.rpartition(" ")[2], "m").iterdir())) == count - 1
+    assert [one["kind"] for one in answer(workspace, "log", top)["save_points"]].count("mass delete") == 2
+
+
+def test_a_second_mass_delete_within_a_minute_is_another_one(workspace: Any) -> None:
+    top = workspace.mountpoint
+    count = many(top)
+    workspace.wsfs("sync", top)
+    for number in (1, 2, 3):
+        shutil.rmtree(top / "m")
+        if number < 3:
+            time.sleep(1.5)
+        done = answer(workspace, "undo", top)
+        assert ("files were deleted" in done["undone"], done["made"]) == (True, count)
+        assert workspace.log().count("mass delete") == number
+
+
+def test_a_restore_that_removes_much_is_no_mass_delete(workspace: Any) -> None:
+    """However quick it is: undo would bring back what is missing, and leave what had been removed."""
+    top = workspace.mountpoint
+    (top / "old").touch()
+    workspace.wsfs("sync", top)
+    (top / "old").unlink()
+    count = many(top)
+    workspace.wsfs("sync", top)
+    time.sleep(1.5)
+    assert answer(workspace, "restore", "--at", 2, top)["removed"] == count
+    time.sleep(2.5)
+    assert "mass delete" not in workspace.log()
+    done = answer(workspace, "undo", top)
+    assert (done["made"], done["removed"]) == (count, 1)
+
+
+def test_the_save_point_that_is_told_has_what_was_restored(site: Any) -> None:
+    """Also if a background save waits while it is restored, and takes all of it."""
+    site.mount("-o", "save_interval=100ms")
+    top = site.mountpoint
+    (top / "m").mkdir()
+    for number in range(500):
+        (top / f"m/{number}").touch()
+    for done in (answer(site, "restore", "--at", 1, top), answer(site, "undo", top), answer(site, "undo", top)):
+        assert done["seq"] == done["before"] + 1
+        counts = {one["id"]: one["files"] for one in answer(site, "log", top)["save_points"]}
+        assert abs(counts[done["seq"]] - counts[done["before"]]) == 501
+    # Nothing to do, and nothing done.
+    done = answer(site, "restore", "--at", 1, top)
+    assert (done["made"], done["removed"], done["seq"]) == (0, 0, done["before"])
+
+
+def test_the_answer_says_that_the_patterns_stay(workspace: Any) -> None:
+    top = workspace.mountpoint
+    (top / "a").touch()
+    workspace.wsfs("sync", top)
+    (top / ".wsfsignore").write_text("*.ckpt\n")
+    (top / "m.ckpt").write_text("precious")
+    workspace.wsfs("sync", top)
+    assert ".wsfsignore was different, and stays as it is" in workspace.wsfs("restore", "--at", 2, top).stdout
+    assert (top / "m.ckpt").read_text() == "precious"
+    assert answer(workspace, "undo", top)["ignore_left"] is False
+    assert (top / "m.ckpt").read_text() == "precious"
+    refused = workspace.wsfs("restore", "--at", 3, top / ".wsfsignore", top / "a", code=2)
+    assert "name .wsfsignore alone" in refused.stderr
+    (top / ".wsfsignore").write_text("*.ckpt\n*.o\n")
+    assert answer(workspace, "restore", "--at", 3, top / ".wsfsignore")["ignore_left"] is False
+    assert (top / ".wsfsignore").read_text() == "*.ckpt\n"
+    assert not any(b"precious" in one.read_bytes() for one in workspace.store.rglob("*") if one.is_file())
+
+
+def test_a_link_in_the_place_of_a_file_is_what_is_restored(workspace: Any, tmp_path: Path) -> None:
+    """And not what it leads to, in the workspace or elsewhere."""
+    top = workspace.mountpoint
+    for name in ("inside", "outside", "other"):
+        (top / name).write_text("then")
+    workspace.wsfs("sync", top)
+    for name, target in (("inside", "other"), ("outside", tmp_path)):
+        (top / name).unlink()
+        (top / name).symlink_to(target)
+    (top / "other").write_text("now")
+    for name in ("inside", "outside"):
+        assert answer(workspace, "restore", "--at", 2, top / name)["made"] == 1
+        assert not (top / name).is_symlink()
+        assert (top / name).read_text() == "then"
+    assert (top / "other").read_text() == "now"
+    # From outside a link leads there.
+    (tmp_path / "to the top").symlink_to(top)
+    (tmp_path / "to a file").symlink_to(top / "other")
+    answer(workspace, "restore", "--at", 2, tmp_path / "to a file")
+    assert (top / "other").read_text() == "then"
+    answer(workspace, "restore", "--at", 1, tmp_path / "to the top")
+    assert not (top / "other").exists()
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import click
 
 from wsfs import control
 from wsfs.cli import daemon, mounts
-from wsfs.cli.history import mount_of, the_mount
+from wsfs.cli.history import the_mount
 from wsfs.cli.output import duration, json_option, print_json
 from wsfs.errors import NotMountedError, UsageError
 from wsfs.values import parse_save_point
@@ -28,14 +28,17 @@ def restore(paths: Sequence[str], wanted: str, as_json: bool) -> None:
     changed, so it is quick, and bytes are fetched when they are read. Programs that have a file open go on with what
     they have. The present state becomes a save point first: 'wsfs undo' goes back to it.
 
+    What .wsfsignore keeps on this machine is left alone. So is that file itself, if there is one, with the mount point:
+    name it alone to restore it.
+
     \b
     Examples:
       wsfs restore --at 482 /workspace/thesis.ipynb
       wsfs restore --at 2h /workspace/data /workspace/src
       wsfs restore --at 2026-11-23T10:41 /workspace
     """
-    places = [control.real_path(path) for path in paths]
-    found = [mount_of(place) for place in places]
+    places = [_place(path) for path in paths]
+    found = [_mount_with(place) for place in places]
     for path, mount in zip(paths, found, strict=True):
         if mount is None:
             raise NotMountedError(f"{path} is in no workspace that is mounted: 'wsfs status' lists those that are")
@@ -51,6 +54,7 @@ def restore(paths: Sequence[str], wanted: str, as_json: bool) -> None:
         print_json(answer)
     else:
         click.echo(f"Restored from save point #{answer['id']}: {_account(answer)} 'wsfs undo' takes this back.")
+        _tell_what_is_left(answer)
 
 
 @click.command(short_help="Take back the last restore or mass delete.")
@@ -74,11 +78,30 @@ def undo(mountpoint: str | None, as_json: bool) -> None:
         print_json(answer)
     else:
         click.echo(f"As it was at save point #{answer['id']}, {answer['undone']}: {_account(answer)}")
+        _tell_what_is_left(answer)
+
+
+def _place(path: str) -> str:
+    """A path without symbolic links above it. In a workspace its last part is meant itself: what is a link now may have
+    been a file. From elsewhere a link leads to what is meant, such as the mount point."""
+    above, name = os.path.split(os.path.abspath(path))
+    place = os.path.join(os.path.realpath(above), name)
+    return control.real_path(path) if _mount_with(place) is None else place
+
+
+def _mount_with(place: str) -> mounts.Mount | None:
+    mount = mounts.containing(place)
+    return mount if mount is not None and mount.is_wsfs else None
 
 
 def _ask(mount: mounts.Mount, request: dict[str, Any]) -> dict[str, Any]:
     answer = daemon.ask(daemon.socket_of(mount.mountpoint), request)
     return {name: value for name, value in answer.items() if name != "ok"}
+
+
+def _tell_what_is_left(answer: Mapping[str, Any]) -> None:
+    if answer.get("ignore_left"):
+        click.echo(".wsfsignore was different, and stays as it is now, with all that it keeps on this machine.")
 
 
 def _account(answer: Mapping[str, Any]) -> str:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import stat
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final, TypeVar
 
 from wsfs.errors import NeedRemote, NoSavePointError, UsageError
@@ -24,6 +25,7 @@ from wsfs.sync.commit import OnOwner
 from wsfs.sync.compare import same_content
 from wsfs.sync.past import Past
 from wsfs.text import printable
+from wsfs.tree.ignore import IGNORE_NAME
 from wsfs.tree.namespace import Namespace
 
 T = TypeVar("T")
@@ -37,12 +39,13 @@ _AT_ONCE: Final = 100
 class Restored:
     """What was done: files, links and directories made, removed, and given other attributes.
 
-    `names` and `inodes` are what the kernel must forget.
+    `ignore_left`: `.wsfsignore` was another one then, and stays. `names` and `inodes` are what the kernel must forget.
     """
 
     made: int = 0
     removed: int = 0
     changed: int = 0
+    ignore_left: bool = False
     names: list[tuple[int, bytes]] = field(default_factory=list)
     inodes: set[int] = field(default_factory=set)
 
@@ -85,6 +88,9 @@ class Restorer:
     def restore(self, path: bytes) -> None:
         """Make what is at a path as it was; b"" is everything. What was not there then is removed.
 
+        With everything `.wsfsignore` stays as it is, if there is one. Else what it keeps here would be saved from then
+        on, and the way back would remove it: no save point from before that has it.
+
         Raises StoreError, FormatError, CacheError, and UsageError when a file is in the way of a directory above.
         """
         parts = [part for part in path.split(b"/") if part]
@@ -95,13 +101,13 @@ class Restorer:
         then = self._past.lookup(path)
         if not parts:
             assert then is not None
-            self._directory(Ino(ROOT_INO), then)
+            self._directories([(Ino(ROOT_INO), then)])
         elif then is None:
             self._leave_out(parts)
         else:
             at = self._above(parts[:-1])
             self._run(lambda: self._refuse_kept(at, parts[-1]))
-            self._entries(at, [(parts[-1], then)])
+            self._directories(self._entries(at, [(parts[-1], then)]))
         self._told(self.done)
 
     # --- directories ----------------------------------------------------------------------------------------------
@@ -115,6 +121,8 @@ class Restorer:
             body = self._past.body(then.ino)
 
             def step(at: Ino = at, name: bytes = name, then: Inode = then, body: Body = body) -> Ino:
+                if self._is_lost(at):
+                    raise UsageError(f"the directory of {printable(name)} was removed just now: try again")
                 found = self._index.dirent(at, name)
                 if found is None:
                     return self._make(at, name, then, body)
@@ -140,47 +148,82 @@ class Restorer:
         return [name for name, _ in self._index.names(directory, 0) if not kept.has_name(directory, name)]
 
     def _leave_out(self, parts: Sequence[bytes]) -> None:
-        """Remove what was not there then."""
+        """Remove what was not there then, and directories above that were made for it, if nothing else is in them. But
+        not what stays on this machine, for no save point has it."""
 
-        def find() -> Ino | None:
-            at = Ino(ROOT_INO)
-            for name in parts[:-1]:
-                found = self._index.dirent(at, name)
-                if found is None:
-                    return None
-                at = found.ino
-            return at if self._index.dirent(at, parts[-1]) is not None else None
+        def find() -> list[Ino]:
+            way = [Ino(ROOT_INO)]
+            for name in parts:
+                found = self._index.dirent(way[-1], name)
+                if found is None or self._index.kept.has_name(way[-1], name):
+                    return []
+                way.append(found.ino)
+            return way
 
-        at = self._run(find)
-        if at is not None:
-            self._remove(at, parts[-1])
+        def remove_empty(parent: Ino, name: bytes) -> None:
+            found = self._index.dirent(parent, name)
+            if found is not None and self._names.inode(found.ino).is_dir:
+                self._remove_one(parent, name)
 
-    def _directory(self, here: Ino, then: Inode) -> None:
-        """Make a directory as it was."""
+        way = self._run(find)
+        if not way:
+            return
+        self._remove(way[-2], parts[-1])
+        for number in range(len(parts) - 1, 0, -1):
+            if self._past.lookup(b"/".join(parts[:number])) is not None:
+                break
+            self._run(partial(remove_empty, way[number - 1], parts[number - 1]))
+
+    def _directories(self, pending: list[tuple[Ino, Inode]]) -> None:
+        """Make directories as they were, and all below them, however deep that is."""
+        while pending:
+            pending += self._directory(*pending.pop())
+
+    def _directory(self, here: Ino, then: Inode) -> list[tuple[Ino, Inode]]:
+        """Make a directory as it was, but for what is in those in it, which are returned."""
+        inside: list[tuple[Ino, Inode]] = []
         entries = [(name, dirent.ino) for name, dirent in self._past.entries(then.ino)]
+        left = {MARKER_NAME} if here == ROOT_INO else set()
         if not self._missing_only:
+            ignoring = self._past.lookup(IGNORE_NAME) if here == ROOT_INO else None
+            if here == ROOT_INO and self._run(lambda: self._leaves_ignore(ignoring)):
+                left.add(IGNORE_NAME)
             wanted = {name for name, _ in entries}
             listed = self._run(lambda: self._shared(here))
             for name in listed:
-                if name not in wanted and not _is_marker(here, name):
+                if name not in wanted and name not in left:
                     self._remove(here, name)
         for at in range(0, len(entries), _AT_ONCE):
             chunk = []
             for name, ino in entries[at : at + _AT_ONCE]:
                 inode = self._past.inode(ino)
-                if inode is not None and not _is_marker(here, name):
+                if inode is not None and name not in left:
                     chunk.append((name, inode))
-            self._entries(here, chunk)
+            inside += self._entries(here, chunk)
         body = self._past.body(then.ino)
         if not self._missing_only or (self._made.get(then.ino) == here and here != then.ino):
             self._run(lambda: self._dress(here, then, body))
+        return inside
 
-    def _entries(self, parent: Ino, entries: Sequence[tuple[bytes, Inode]]) -> None:
-        """Make some names of a directory lead to what they led to."""
+    def _leaves_ignore(self, then: Inode | None) -> bool:
+        """Whether there is a `.wsfsignore` now; `then` is what there was."""
+        found = self._index.dirent(Ino(ROOT_INO), IGNORE_NAME)
+        if found is None:
+            return False
+        now = self._names.inode(found.ino)
+        same = then is not None and (now.size, now.mtime_ns) == (then.size, then.mtime_ns)
+        self.done.ignore_left |= not same
+        return True
+
+    def _entries(self, parent: Ino, entries: Sequence[tuple[bytes, Inode]]) -> list[tuple[Ino, Inode]]:
+        """Make some names of a directory lead to what they led to. Returns directories that are to be made as they
+        were."""
         bodies: dict[int, Body] = {}
 
         def step() -> list[tuple[Ino, Inode]]:
-            directories = []
+            directories: list[tuple[Ino, Inode]] = []
+            if self._is_lost(parent):
+                return directories
             for name, then in entries:
                 if self._index.kept.has_name(parent, name):
                     continue  # it came later, and only here: it stays
@@ -215,51 +258,62 @@ class Restorer:
             except _NeedRemovalError as need:
                 self._remove(parent, need.name)
                 self._run(lambda name=need.name: self._refuse_full(parent, name))  # type: ignore[misc]
-        for ino, then in directories:
-            self._directory(ino, then)
         if len(self.done.names) >= _AT_ONCE:
             self._told(self.done)
+        return directories
 
     def _refuse_full(self, parent: Ino, name: bytes) -> None:
-        """Raises UsageError if a directory could not be removed, because of what stays on this machine in it."""
-        if self._index.dirent(parent, name) is not None:
-            raise UsageError(
-                f"in {printable(name)}, where a file was, there is what stays on this machine (.wsfsignore): move it"
-                " away, and try again"
-            )
+        """Raises UsageError if a directory could not be removed, because something came into it or stays in it."""
+        found = self._index.dirent(parent, name)
+        if self._is_lost(parent) or found is None or not self._names.inode(found.ino).is_dir:
+            return
+        if found.ino in self._index.kept.names:
+            what = "there is what stays on this machine (.wsfsignore)"
+        else:
+            what = "a program has made something just now"
+        raise UsageError(f"in {printable(name)}, where a file was, {what}: move it away, and try again")
+
+    def _is_lost(self, ino: Ino) -> bool:
+        """Whether programs, which go on meanwhile, have removed this, or moved it to where it stays on this machine.
+
+        It takes along what was restored in it, as if that had been done afterwards; and nothing more comes there.
+        """
+        found = self._index.inode(ino)
+        return found is None or found.nlink == 0 or ino in self._index.kept
 
     def _remove(self, parent: Ino, name: bytes) -> None:
-        """Remove a name, and all below it; a directory stays if something in it stays on this machine."""
+        """Remove a name, and all below it; a directory stays if something in it stays on this machine, or was made by a
+        program meanwhile."""
 
-        def find() -> tuple[Ino, list[bytes]] | None:
-            found = self._index.dirent(parent, name)
-            if found is None:
-                return None
-            is_dir = self._names.inode(found.ino).is_dir
-            return found.ino, self._shared(found.ino) if is_dir else []
-
-        found = self._run(find)
-        if found is None:
-            return
-        for one in found[1]:
-            self._remove(found[0], one)
-
-        def remove() -> None:
-            dirent = self._index.dirent(parent, name)
-            if dirent is not None and dirent.ino not in self._index.kept.names:
-                is_dir = self._names.inode(dirent.ino).is_dir
-                self._gone((self._names.rmdir if is_dir else self._names.unlink)(parent, name))
-                self._changed(parent, name)
-                self.done.inodes.add(dirent.ino)
-                self.done.removed += 1
-
-        self._run(remove)
+        pending = [(parent, name, False)]
+        while pending:
+            at, one, emptied = pending.pop()
+            found = self._run(partial(self._remove_one, at, one))
+            if found is not None and not emptied:
+                pending.append((at, one, True))
+                pending += [(found[0], below, False) for below in found[1]]
 
     # --- on the owner thread --------------------------------------------------------------------------------------
+
+    def _remove_one(self, parent: Ino, name: bytes) -> tuple[Ino, list[bytes]] | None:
+        """Remove a name; of a directory that is not empty, return the inode and what would have to go before."""
+        found = self._index.dirent(parent, name)
+        if found is None or self._index.kept.has_name(parent, name):
+            return None
+        inode = self._names.inode(found.ino)
+        if inode.is_dir and inode.size:
+            return inode.ino, self._shared(inode.ino)
+        self._gone((self._names.rmdir if inode.is_dir else self._names.unlink)(parent, name))
+        self._changed(parent, name)
+        self.done.inodes.add(inode.ino)
+        self.done.removed += 1
+        return None
 
     def _place(self, parent: Ino, name: bytes, then: Inode, body: Body) -> Ino:
         """A name that is not there now, for what it led to: another name of a file that is there, or a new inode."""
         other = self._made.get(then.ino)
+        if other is not None and self._is_lost(other):
+            other = None
         if other is None and then.nlink > 1 and not then.is_dir and self._is_same(then, body):
             other = then.ino
         if other is None or then.is_dir:
@@ -319,6 +373,8 @@ class Restorer:
 
     def _dress(self, ino: Ino, then: Inode, body: Body) -> None:
         """Attributes and extended attributes as they were; of a directory its times, too."""
+        if self._is_lost(ino):
+            return
         now = self._names.inode(ino)
         dressed = now._replace(mode=then.mode, uid=then.uid, gid=then.gid)
         if now.is_dir:
@@ -361,7 +417,3 @@ class _NeedRemovalError(Exception):
     def __init__(self, name: bytes) -> None:
         super().__init__()
         self.name = name
-
-
-def _is_marker(parent: int, name: bytes) -> bool:
-    return parent == ROOT_INO and name == MARKER_NAME
