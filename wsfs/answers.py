@@ -11,6 +11,7 @@ from typing import Any, Final, TypeVar
 
 import trio
 
+from wsfs.aside import about, aside_in
 from wsfs.collecting import Collecting
 from wsfs.config import MountSettings
 from wsfs.errors import NeedRemote, UsageError
@@ -214,8 +215,14 @@ class Answers:
             "quota": self._settings.quota,
             "quota_files": self._settings.quota_files,
             "recovered": workspace.recovered,
-            "notice": self._rewind.notice,
+            "notice": self._notice(),
         }
+
+    def _notice(self) -> str:
+        """All that a user should know, each on a line of its own."""
+        settings = self._settings
+        aside = about(aside_in(settings.cache_dir), settings.url)
+        return "\n".join(filter(None, (self._workspace.missing, self._rewind.notice, aside)))
 
 
 def _seconds(value: object) -> float | None:

@@ -26,7 +26,7 @@ from wsfs.store.base import Prepares, Store
 from wsfs.store.retry import RetryingStore
 from wsfs.store.url import open_store
 from wsfs.sync.lease import best_effort, this_process
-from wsfs.sync.start import CacheDirectory, open_workspace
+from wsfs.sync.start import CacheDirectory, open_workspace, refused
 
 log = get_log(__name__)
 
@@ -87,12 +87,15 @@ def run(settings: MountSettings, ready: Callable[[], None], tell: Callable[[str]
                 cache_size=cache_size,
                 tell=notice,
             )
+        if workspace.missing:
+            notice(workspace.missing)
         try:
             from wsfs.daemon import Daemon  # waits until the thread is done with it
         except ImportError as exc:
-            lease, reason = workspace.lease, str(exc)
+            lease = workspace.lease
+            state, reason = refused(workspace.head.head, str(exc))
             if lease is not None:
-                best_effort(lambda: lease.release(State.ERROR, reason), lambda _failed: None)
+                best_effort(lambda: lease.release(state, reason), lambda _failed: None)
             raise
         daemon = Daemon(settings, whole, store.stats, workspace, cache, cache_size, ready)
         try:

@@ -8,8 +8,9 @@ import re
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 import pytest
@@ -107,6 +108,31 @@ def test_init_then_status_of_the_url(wsfs: Run, tmp_path: Path) -> None:
     before = sorted((path, path.stat().st_mtime_ns) for path in tmp_path.joinpath("store").rglob("*"))
     assert "already" in wsfs("init", url, code=21).stderr
     assert sorted((path, path.stat().st_mtime_ns) for path in tmp_path.joinpath("store").rglob("*")) == before
+
+
+def test_a_holder_that_gives_no_sign_of_life(wsfs: Run, tmp_path: Path) -> None:
+    """It cannot say that it has died, so its state in the store is RUNNING for ever."""
+    url, head = f"file://{tmp_path}/store", tmp_path / "store" / "HEAD"
+    wsfs("init", url)
+    holder = {"host": "notebook-1", "pid": 7, "boot_id": "b/1", "since": "2026-11-30T12:00:00Z", "cache": "1:2"}
+
+    def left(state: str, age: float) -> dict[str, Any]:
+        said = {"state": state, "holder": holder, "reason": "the store was down" if state == "SYNC_FAILED" else ""}
+        head.write_text(json.dumps(json.loads(head.read_text()) | said, sort_keys=True))
+        os.utime(head, (time.time() - age,) * 2)
+        return dict(json.loads(wsfs("status", url, "--json").stdout))
+
+    assert left("RUNNING", 100)["state"] == "RUNNING"
+    wsfs("status", url, "--check")
+    found = left("RUNNING", 645)
+    assert found["state"] == "ERROR"
+    assert found["reason"].startswith("no sign of life from notebook-1 (process 7) for 11 min: if it died")
+    assert "no sign of life" in wsfs("status", url, "--check", code=1).stdout
+    doctor = wsfs("doctor", url, code=None).stdout
+    assert f"state: {url} is ERROR: no sign of life from notebook-1" in doctor
+    found = left("SYNC_FAILED", 645)
+    assert found["state"] == "SYNC_FAILED"
+    assert found["reason"].startswith("the store was down; no sign of life from notebook-1")
 
 
 def test_init_as_json(wsfs: Run, tmp_path: Path) -> None:

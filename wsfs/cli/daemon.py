@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 STATUS_TIMEOUT = 10.0
 DYING_SECONDS = 2.0  # between a daemon's last breath and the end of its process: it may have much memory to give back
+DIED = "the daemon died"
 ELSEWHERE = "was it mounted with another WSFS_RUNTIME_DIR or XDG_RUNTIME_DIR?"
 SILENCE_SECONDS = 120.0
 """A daemon at work says so every few seconds. A slow cache disk may keep it from that for a while, but not so long."""
@@ -59,7 +60,7 @@ def status(mountpoint: str | os.PathLike[str]) -> dict[str, Any]:
             f"no workspace is mounted at {mountpoint}: 'wsfs status' lists all, 'wsfs mount' mounts one"
         )
     if record.get("state") in ("STARTING", "RUNNING", "STOPPING"):
-        record |= {"state": "ERROR", "reason": f"the daemon died; {kept(record.get('cache_dir'))}"}
+        record |= {"state": "ERROR", "reason": f"{DIED}; {kept(record.get('cache_dir'))}"}
     return known | record
 
 
@@ -80,7 +81,7 @@ def _without_socket(mount: mounts.Mount, cache: object) -> dict[str, Any]:
     """How a mount is, if nobody listens at its control socket, or the socket is not where we look."""
     found = mounts.pulse(mount.mountpoint)
     if found is mounts.Pulse.DEAD:
-        return {"state": "ERROR", "reason": f"the daemon died; {kept(cache)}", "cache_dir": cache}
+        return {"state": "ERROR", "reason": f"{DIED}; {kept(cache)}", "cache_dir": cache}
     if found is mounts.Pulse.SILENT:
         reason = f"the mount did not answer within {mounts.ANSWER_SECONDS:g} s. {control.HANGS}"
         return {"state": "ERROR", "reason": reason}
