@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 import click
 import pytest
 
-from wsfs.cli import main, mounts, process
+from wsfs.cli import daemon, main, mounts, process
 from wsfs.cli.init import parse_labels, parse_owner
 from wsfs.cli.output import duration, size
 from wsfs.cli.status import of_all
-from wsfs.errors import MarkerError, UsageError
-from wsfs.mountinfo import parse_mountinfo
+from wsfs.errors import MarkerError, NotMountedError, UsageError
+from wsfs.mountinfo import Mount, parse_mountinfo
 
 if TYPE_CHECKING:
     from tests.cli.conftest import Run
@@ -178,6 +178,40 @@ def test_status_of_all_leaves_out_what_is_gone_by_the_time_it_is_asked(
     assert [mount.is_wsfs for mount in mounts.all_mounts()] == [True]
     monkeypatch.setattr(mounts, "find_wsfs", lambda mountpoint: None)
     assert list(of_all()) == []
+
+
+def test_only_mounts_that_the_caller_may_control_count(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Without an argument a command is about the only one of those, whatever else is mounted."""
+
+    def mounted(*owners: int) -> None:
+        monkeypatch.setattr(mounts, "all_mounts", lambda: [of(owner) for owner in owners])
+
+    def of(owner: int) -> Mount:
+        return Mount(owner, "0:1", f"/home/{owner}/work", "fuse.wsfs", "s3://b/x", ("rw", f"user_id={owner}"))
+
+    monkeypatch.setenv("WSFS_RUNTIME_DIR", str(tmp_path / "run"))
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    mounted(1000, 1001, 0)
+    assert daemon.only_mount() == "/home/1000/work"
+    mounted(1001, 0)
+    with pytest.raises(NotMountedError, match=r"no workspace of yours .* only those of other users .*/home/1001/work"):
+        daemon.only_mount()
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    with pytest.raises(UsageError, match="several workspaces are mounted here: name one of"):
+        daemon.only_mount()
+
+
+def test_archives_are_not_compressed(wsfs: Run, tmp_path: Path) -> None:
+    """A directory of that name would be no use to anybody."""
+    url = f"file://{tmp_path}/store"
+    wsfs("init", url)
+    for name, program in (("b.tar.gz", "gzip"), ("b.tgz", "gzip"), ("b.tar.xz", "xz"), ("b.TAR.ZST", "zstd")):
+        told = wsfs("export", url, tmp_path / name, code=2).stderr
+        assert f"'wsfs export {url} - | {program} > {tmp_path / name}'" in told
+        assert not (tmp_path / name).exists()
+        (tmp_path / name).write_bytes(b"\x1f\x8b\x08\0")
+        assert "unpack it first" in wsfs("import", tmp_path / name, f"{url}-2", code=2).stderr
+    assert not (tmp_path / "store-2").exists()
 
 
 def test_labels_and_owners() -> None:

@@ -148,18 +148,34 @@ def stays(mountpoint: str | os.PathLike[str], path: str) -> bool | None:
 
 
 def only_mount() -> str:
-    """The mount point of the writable workspace that the current directory is in, or else of the only one that is
-    mounted here. Raises UsageError if there are several, or NotMountedError."""
+    """The mount point of the writable workspace that the current directory is in, or else of the only one here that the
+    caller may control. Raises UsageError if there are several, or NotMountedError."""
     with contextlib.suppress(FileNotFoundError):
         around = mounts.containing(os.getcwd())
         if around is not None and around.is_wsfs and "ro" not in around.options:
             return around.mountpoint
-    found = [mount.mountpoint for mount in mounts.all_mounts() if mount.is_wsfs and "ro" not in mount.options]
-    if not found:
+    there = [mount for mount in mounts.all_mounts() if mount.is_wsfs and "ro" not in mount.options]
+    if not there:
         raise NotMountedError("no workspace is mounted on this machine: mount one with 'wsfs mount URL MOUNTPOINT'")
-    if len(set(found)) > 1:
-        raise UsageError(f"several workspaces are mounted here: name one of {', '.join(sorted(set(found)))}")
-    return found[0]
+    found = {mount.mountpoint for mount in there if _may_control(mount)}
+    if not found:
+        others = ", ".join(sorted({mount.mountpoint for mount in there}))
+        raise NotMountedError(
+            f"no workspace of yours is mounted on this machine, only those of other users ({others}): mount one with"
+            " 'wsfs mount URL MOUNTPOINT', or try sudo"
+        )
+    if len(found) > 1:
+        raise UsageError(f"several workspaces are mounted here: name one of {', '.join(sorted(found))}")
+    return found.pop()
+
+
+def _may_control(mount: mounts.Mount) -> bool:
+    """Whether this user has mounted it, or is root or its operator, who owns its socket."""
+    if os.geteuid() in (0, mount.owner):
+        return True
+    with contextlib.suppress(WsfsError):
+        return os.access(control.socket_path(mount.mountpoint, mount.owner), os.W_OK)
+    return False
 
 
 def stop(
