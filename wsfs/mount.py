@@ -22,6 +22,7 @@ from wsfs.logfile import no_room
 from wsfs.repo.encryption import wrapper_for
 from wsfs.repo.fork import open_whole
 from wsfs.repo.head import State
+from wsfs.repo.workspace import read_id
 from wsfs.store.base import Prepares, Store
 from wsfs.store.retry import RetryingStore
 from wsfs.store.url import open_store
@@ -66,6 +67,8 @@ def run(settings: MountSettings, ready: Callable[[], None], tell: Callable[[str]
         log.warning("notice", text=message)
         tell(message)
 
+    if settings.url.startswith("file:"):
+        read_id(store)  # the probe would make the directory of a mistyped URL, and a look at this one costs nothing
     with _enough_room(settings.cache_dir):
         cache = CacheDirectory(settings.cache_dir, notice)
     clean = abandoned = False
