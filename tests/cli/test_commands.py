@@ -19,7 +19,7 @@ from wsfs.cli import daemon, main, mounts, process
 from wsfs.cli.init import parse_labels, parse_owner
 from wsfs.cli.output import duration, size
 from wsfs.cli.status import of_all
-from wsfs.errors import MarkerError, NotMountedError, UsageError
+from wsfs.errors import MarkerError, MountError, NotMountedError, UsageError
 from wsfs.mountinfo import Mount, parse_mountinfo
 
 if TYPE_CHECKING:
@@ -82,6 +82,11 @@ def test_commands_start_without_heavy_imports() -> None:
         (["umount", "/tmp"], 42, "no workspace is mounted at /tmp"),
         (["sync", "/tmp"], 42, "no workspace is mounted at /tmp"),
         (["status", "/tmp"], 42, "no workspace is mounted at /tmp"),
+        (
+            ["mount", "/mnt", "s3://bucket/x"],
+            2,
+            "the URL comes first, then the directory: wsfs mount s3://bucket/x /mnt",
+        ),
         (["init", "nonsense"], 2, "scheme"),
         (["init", "file:///nowhere", "--label", "x"], 2, "--label KEY=VALUE"),
         (["init", "file:///nowhere", "--encrypt"], 2, "--encrypt needs a key: name a file with --key-file"),
@@ -150,11 +155,13 @@ def test_config_shows_where_each_value_comes_from(wsfs: Run, tmp_path: Path) -> 
     assert rows["umask"] == ["027", str(file), '["s3://bucket"]']
     assert rows["save_interval"] == ["60", "environment", "WSFS_SAVE_INTERVAL"]
     assert rows["xattr"] == ["yes", "-o"]
-    assert rows["retain"][1] == "default"
+    assert rows["retain"] == ["1h/1d/30d", "default"]
+    assert rows["store_timeout"] == ["60", "default"]
+    assert rows["cache_size"] == ["half", "of", "the", "cache", "disk", "default"]
     shown = json.loads(wsfs("config", "--json", **env).stdout)
     assert shown["files"] == [str(file)]
     assert shown["settings"]["price"] == {"value": 2.0, "source": str(file)}
-    assert shown["settings"]["umask"] == {"value": None, "source": "default"}
+    assert shown["settings"]["umask"] == {"value": "000", "source": "default"}
     file.write_text("prise = 2\n")
     assert f"{file}: unknown key 'prise': did you mean price?" in wsfs("config", code=2, **env).stderr
     assert f"{file}: unknown key 'prise'" in wsfs("status", "file:///nowhere", code=2, **env).stderr
@@ -212,6 +219,61 @@ def test_archives_are_not_compressed(wsfs: Run, tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(b"\x1f\x8b\x08\0")
         assert "unpack it first" in wsfs("import", tmp_path / name, f"{url}-2", code=2).stderr
     assert not (tmp_path / "store-2").exists()
+
+
+def test_nothing_asked_for(wsfs: Run) -> None:
+    """Then the help is all: no complaint, and no advice to read it."""
+    told = wsfs(code=2).stderr
+    assert told.startswith("Usage: wsfs ")
+    assert "Try '" not in told
+
+
+def test_the_line_that_mounts_a_new_workspace_works(wsfs: Run, tmp_path: Path) -> None:
+    """With what this command was told about store and key."""
+    url, key = f"file://{tmp_path}/store", tmp_path / "the key"
+    flags = ["--encrypt", "--key-file", key, "--endpoint-url", "http://s3.example.org"]
+    told = wsfs("init", url, *flags).stdout
+    assert f"wsfs mount {url} /workspace --endpoint-url http://s3.example.org --key-file '{key}'\n" in told
+    for command in ("status", "log", "fsck"):
+        assert "name its key with --key-file or --kms-key" in wsfs(command, url, code=26).stderr
+    told = wsfs("fork", url, f"{url}-2", "--key-file", key).stdout
+    assert f"wsfs mount {url}-2 /workspace --key-file '{key}'\n" in told
+
+
+def test_a_fork_says_what_is_not_in_it(wsfs: Run, tmp_path: Path) -> None:
+    url, head = f"file://{tmp_path}/store", tmp_path / "store" / "HEAD"
+    wsfs("init", url)
+    assert wsfs("fork", url, f"{url}-1").stderr == ""
+    holder = {"host": "notebook-1", "pid": 7, "boot_id": "b/1", "since": "2026-11-30T12:00:00Z"}
+    head.write_text(json.dumps(json.loads(head.read_text()) | {"state": "RUNNING", "holder": holder}, sort_keys=True))
+    told = wsfs("fork", url, f"{url}-2").stderr
+    assert f"{url} is RUNNING: what is not saved there is not in the fork, which begins as save point #" in told
+
+
+def test_the_cache_and_the_store_do_not_lie_in_each_other(wsfs: Run, tmp_path: Path, mountpoint: Path) -> None:
+    store = tmp_path / "outer" / "store"
+    wsfs("init", f"file://{store}")
+    before = sorted(tmp_path.rglob("*"))
+    for cache in (store, store / "cache", store.parent, tmp_path / "x" / ".." / "outer"):
+        for more in ([], ["--foreground"]):
+            told = wsfs("mount", f"file://{store}", mountpoint, "--cache-dir", cache, *more, code=2).stderr
+            assert "must not lie in each other: choose another with --cache-dir" in told
+    after = [path for path in sorted(tmp_path.rglob("*")) if path not in (tmp_path / "out", tmp_path / "err")]
+    assert [path for path in after if "run" not in path.parts] == [path for path in before if path in after]
+
+
+def test_a_url_that_leads_nowhere_leaves_nothing(wsfs: Run, tmp_path: Path) -> None:
+    for command in ("status", "log", "usage", "fsck", "verify"):
+        wsfs(command, f"file://{tmp_path}/nowhere", code=20)
+    assert not (tmp_path / "nowhere").exists()
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_user_cannot_mount_where_he_may_not_write(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(os, "access", lambda path, _mode: path != tmp_path)
+    with pytest.raises(MountError, match=r"may not write to .*: choose a directory of your own"):
+        mounts.check(tmp_path, allow_other=False)
 
 
 def test_labels_and_owners() -> None:

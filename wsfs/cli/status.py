@@ -136,6 +136,7 @@ def _lines(one: Mapping[str, Any]) -> list[tuple[str, str]]:
     lines.append(("notice", str(one.get("notice") or "")))
     if one.get("mountpoint"):
         lines.append(("workspace", str(one.get("url") or "")))
+    lines.append(("mode", _mode(one)))
     if one.get("unsaved_files") is not None:
         unsaved = f"{files(one['unsaved_files'])}, {size(one.get('unsaved_bytes') or 0)}"
         lines.append(("forecast", forecast(one)))
@@ -154,3 +155,14 @@ def _lines(one: Mapping[str, Any]) -> list[tuple[str, str]]:
     if one.get("host"):
         lines.append(("held by", f"{one['host']}, process {one.get('pid')}"))
     return lines
+
+
+def _mode(one: Mapping[str, Any]) -> str:
+    """What a read-only mount shows; empty for any other."""
+    if not one.get("read_only"):
+        return ""
+    if one.get("at"):
+        return f"read-only, shows save point {one['at']}"
+    if one.get("follow"):
+        return f"read-only, looks for a newer save point every {duration(one['follow'])}"
+    return "read-only, 'wsfs refresh' moves it to the newest save point"

@@ -140,11 +140,13 @@ class CacheDirectory:
                     os.close(self._lock)
                     raise LeaseHeldError(
                         f"the cache directory {self.path} is in use by process {note.get('pid', '?')}, which has the"
-                        f" workspace mounted at {note.get('mountpoint', '?')}: 'wsfs umount' that first, or give"
-                        f" this mount a directory of its own, with --cache-dir {self.path}-2"
+                        f" workspace mounted at {note.get('mountpoint', '?')}: 'wsfs umount' that first; beside it"
+                        " only another workspace can be mounted, or this one read-only, with another --cache-dir"
                     ) from None
                 if not told and waited >= 0.5:
-                    tell("waiting for the previous mount to finish saving")
+                    stopping = note.get("state") == State.STOPPING
+                    what = "finish saving" if stopping else f"end, which has {note.get('mountpoint', '?')}"
+                    tell(f"waiting for the previous mount to {what}")
                     told = True
                 sleep(0.1)
                 waited += 0.1
