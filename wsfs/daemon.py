@@ -46,7 +46,7 @@ from wsfs.sync.commit import Committer
 from wsfs.sync.evict import Evictor
 from wsfs.sync.lease import RENEW_SECONDS, Lease, best_effort
 from wsfs.sync.pace import Pace
-from wsfs.sync.start import CacheDirectory, Workspace, refused
+from wsfs.sync.start import CacheDirectory, Workspace, refused, stays_in
 
 log = get_log(__name__)
 
@@ -174,13 +174,13 @@ class Daemon:
         """Nothing was mounted. What is not in the store, here or elsewhere, is not there for that."""
         workspace = self._workspace
         lease = workspace.lease
-        state, reason = State.STOPPED, ""
-        if workspace.index.is_dirty or workspace.missing:
-            state, reason = refused(workspace.head.head, workspace.missing or failure)
-        if lease is not None:
-            best_effort(
-                lambda: lease.release(state, reason), lambda exc: log.warning("lease not given back", error=exc)
-            )
+        if lease is None:
+            return
+        missing = stays_in(self._settings.cache_dir, lease.host) if workspace.index.is_dirty else workspace.missing
+        state, reason = refused(workspace.head.head, failure, missing)
+        if state == State.ERROR:  # what is wrong is here, and not with the workspace
+            state, reason = State.STOPPED, ""
+        best_effort(lambda: lease.release(state, reason), lambda exc: log.warning("lease not given back", error=exc))
 
     def _fuse_options(self) -> set[str]:
         settings = self._settings

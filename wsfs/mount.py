@@ -96,7 +96,7 @@ def run(settings: MountSettings, ready: Callable[[], None], tell: Callable[[str]
             from wsfs.daemon import Daemon  # waits until the thread is done with it
         except ImportError as exc:
             lease = workspace.lease
-            state, reason = refused(workspace.head.head, str(exc))
+            state, reason = refused(workspace.head.head, str(exc), workspace.missing)
             if lease is not None:
                 best_effort(lambda: lease.release(state, reason), lambda _failed: None)
             raise

@@ -218,3 +218,19 @@ def test_a_start_that_is_refused_leaves_the_warning_in_head(world: World, monkey
     assert (world.head().state, world.head().reason) == (State.SYNC_FAILED, "it is in /cache on there")
     world.start()
     assert "it is in /cache on there" in world.workspace.missing
+    assert world.workspace.lease is not None
+    world.workspace.lease.release(State.STOPPED)
+    world.close()
+    # What this cache has itself is as much of a warning.
+    world.start()
+    world.create(b"file", b"x")
+    world.crash()
+    with monkeypatch.context() as patch:
+        patch.setattr(wsfs.sync.start, "verify_marker", damaged)
+        with pytest.raises(MarkerError):
+            world.start()
+    assert world.head().state == State.SYNC_FAILED
+    assert world.head().reason.startswith(f"the marker is missing; what was not saved stays in {world.cache_path} on ")
+    world.start()
+    assert world.workspace.missing == ""
+    assert world.content(b"file") == b"x"

@@ -224,7 +224,7 @@ def test_two_daemons(site: Any, tmp_path: Path) -> None:
     second = tmp_path / "second"
     second.mkdir()
     result = site.mount("-o", "takeover", where=second, code=30)
-    assert f"wsfs: waiting for the previous mount to end, which has {site.mountpoint}\n" in result.stderr
+    assert f"wsfs: waiting for the mount at {site.mountpoint} to end\n" in result.stderr
     assert "in use by process" in result.stderr
     assert "beside it only another workspace can be mounted, or this one read-only" in result.stderr
     assert str(site.mountpoint) in result.stderr

@@ -145,8 +145,8 @@ class CacheDirectory:
                     ) from None
                 if not told and waited >= 0.5:
                     stopping = note.get("state") == State.STOPPING
-                    what = "finish saving" if stopping else f"end, which has {note.get('mountpoint', '?')}"
-                    tell(f"waiting for the previous mount to {what}")
+                    mount = f"mount at {note.get('mountpoint', '?')} to end"
+                    tell(f"waiting for the {'previous mount to finish saving' if stopping else mount}")
                     told = True
                 sleep(0.1)
                 waited += 0.1
@@ -259,7 +259,7 @@ def open_workspace(
                 reached("leased")
                 return local.open(store, fmt, version, lease, cache_size, tell, manifest, me)
             except WsfsError as exc:
-                state, reason = refused(version.head, str(exc))
+                state, reason = refused(version.head, str(exc), local.stays(me))
                 best_effort(lambda: lease.release(state, reason), lambda _failed: None)
                 raise
     except BaseException:
@@ -267,9 +267,17 @@ def open_workspace(
         raise
 
 
-def refused(before: Head, reason: str) -> tuple[State, str]:
-    """What HEAD says after a start that was refused. It has changed nothing, so what is missing is missing still."""
-    return (before.state, before.reason) if before.state == State.SYNC_FAILED else (State.ERROR, reason)
+def refused(before: Head, reason: str, missing: str) -> tuple[State, str]:
+    """What HEAD says after a start that was refused. That has changed nothing: what HEAD has warned of, and what else
+    is `missing` in the store, is so still."""
+    if before.state == State.SYNC_FAILED:
+        return before.state, before.reason
+    return (State.SYNC_FAILED, f"{reason}; {missing}") if missing else (State.ERROR, reason)
+
+
+def stays_in(cache: Path, host: str) -> str:
+    """For HEAD: where it is that is not in the store."""
+    return f"what was not saved stays in {cache} on {host}, and the next mount with this cache saves it"
 
 
 def _forget_probe(store: Store, probing: Future[None] | None) -> None:
@@ -300,6 +308,10 @@ class _Local:
         self._cache.local.mkdir(mode=0o700, exist_ok=True)
         self._overlay = Overlay(self._cache.local)
         self._index = Index(self._cache.local, UUID(boot_id()).bytes, self._overlay.sync)
+
+    def stays(self, me: Holder) -> str:
+        """Where the changes are that are only here; "" if there are none."""
+        return stays_in(self._cache.path, me.host) if self._index.is_dirty else ""
 
     def close(self) -> None:
         """The mount is refused: leave everything as it is."""
