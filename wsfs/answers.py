@@ -11,6 +11,7 @@ from typing import Any, Final, TypeVar
 
 import trio
 
+from wsfs.aside import about, aside_in
 from wsfs.collecting import Collecting
 from wsfs.config import MountSettings
 from wsfs.errors import NeedRemote, UsageError
@@ -219,6 +220,9 @@ class Answers:
             "url": self._settings.url,
             "mountpoint": str(self._settings.mountpoint),
             "cache_dir": str(self._settings.cache_dir),
+            "read_only": self._settings.read_only,
+            "follow": self._settings.follow,
+            "at": self._settings.at,
             "pid": os.getpid(),
             "host": socket.gethostname(),
             "epoch": head.epoch,
@@ -233,8 +237,14 @@ class Answers:
             "quota": self._settings.quota,
             "quota_files": self._settings.quota_files,
             "recovered": workspace.recovered,
-            "notice": self._rewind.notice,
+            "notice": self._notice(),
         }
+
+    def _notice(self) -> str:
+        """All that a user should know, each on a line of its own."""
+        settings = self._settings
+        aside = about(aside_in(settings.cache_dir), settings.url)
+        return "\n".join(filter(None, (self._workspace.missing, self._rewind.notice, aside)))
 
 
 def _seconds(value: object) -> float | None:

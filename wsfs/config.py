@@ -72,7 +72,7 @@ class MountSettings:
     follow: float | None = None  # seconds between looks for a newer commit, on a read-only mount
     xattr: bool = False  # off: the kernel then asks for no capability before each write, 50 times faster
     takeover: bool = False  # mount even though another host seems to hold the workspace
-    cache_size: int | None = None  # bytes; None = as the cache disk allows
+    cache_size: int | None = None  # bytes; None = half of the cache disk, whatever is free on it
     retain: Retention = DEFAULT_RETENTION  # for how long save points are kept
     log_format: str = "text"  # or json, for programs
     metrics: str | None = None  # for Prometheus: a loopback address as host:port, or an absolute path
@@ -339,6 +339,13 @@ def load_settings(
     return MountSettings(url=refuse_credentials(url), mountpoint=where, **merged)
 
 
+def _one_spelling(url: str) -> str:
+    """A URL without what makes no difference: slashes at the end, and in a path of this machine `//` and `/../`."""
+    if url.startswith("file:///"):
+        return "file:///" + os.path.normpath(url.removeprefix("file://")).lstrip("/")
+    return url.rstrip("/")
+
+
 def default_cache_dir(
     url: str,
     endpoint_url: str | None = None,
@@ -356,7 +363,7 @@ def default_cache_dir(
         base = Path("/var/cache/wsfs")
     else:
         base = Path(environ.get("XDG_CACHE_HOME") or Path(environ.get("HOME") or Path.home()) / ".cache") / "wsfs"
-    identity = os.fsencode(f"{url.rstrip('/')}\n{endpoint_url or ''}")
+    identity = os.fsencode(f"{_one_spelling(url)}\n{endpoint_url or ''}")
     name = hashlib.blake2b(identity, digest_size=8).hexdigest()
     if reader is not None:
         name += f"-ro-{hashlib.blake2b(os.fsencode(reader), digest_size=4).hexdigest()}"

@@ -33,6 +33,7 @@ from wsfs.kernel.fetcher import Fetcher
 from wsfs.kernel.operations import View
 from wsfs.kernel.past import Shelf, WithPast
 from wsfs.log import get_log
+from wsfs.logfile import log_of
 from wsfs.notify import Notifier
 from wsfs.prefetch import Prefetcher
 from wsfs.repo.head import State
@@ -47,7 +48,7 @@ from wsfs.sync.commit import Committer
 from wsfs.sync.evict import Evictor
 from wsfs.sync.lease import RENEW_SECONDS, Lease, best_effort
 from wsfs.sync.pace import Pace
-from wsfs.sync.start import CacheDirectory, Workspace
+from wsfs.sync.start import CacheDirectory, Workspace, refused, stays_in
 
 log = get_log(__name__)
 
@@ -169,11 +170,12 @@ class Daemon:
         try:
             pyfuse3.init(self._operations, str(self._settings.mountpoint), self._fuse_options())
         except RuntimeError as exc:
-            self._give_back()
-            raise MountError(
+            failure = MountError(
                 f"{self._settings.mountpoint} could not be mounted: is /dev/fuse there, and may this user mount? The"
-                " line before this one says more"
-            ) from exc
+                f" log says more{'' if self._settings.foreground else f': {log_of(self._settings.cache_dir)}'}"
+            )
+            self._give_back(str(failure))
+            raise failure from exc
         try:
             trio.run(self._main, strict_exception_groups=True)
         finally:
@@ -182,12 +184,17 @@ class Daemon:
         if self._stopper.failure is not None:
             raise self._stopper.failure
 
-    def _give_back(self) -> None:
-        lease = self._workspace.lease
-        if lease is not None:
-            best_effort(
-                lambda: lease.release(State.STOPPED), lambda exc: log.warning("lease not given back", error=exc)
-            )
+    def _give_back(self, failure: str) -> None:
+        """Nothing was mounted. What is not in the store, here or elsewhere, is not there for that."""
+        workspace = self._workspace
+        lease = workspace.lease
+        if lease is None:
+            return
+        missing = stays_in(self._settings.cache_dir, lease.host) if workspace.index.is_dirty else workspace.missing
+        state, reason = refused(workspace.head.head, failure, missing)
+        if state == State.ERROR:  # what is wrong is here, and not with the workspace
+            state, reason = State.STOPPED, ""
+        best_effort(lambda: lease.release(state, reason), lambda exc: log.warning("lease not given back", error=exc))
 
     def _fuse_options(self) -> set[str]:
         settings = self._settings

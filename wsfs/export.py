@@ -14,9 +14,11 @@ import stat
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Final, TypeVar
 from uuid import UUID
 
+from wsfs.aside import aside_in
 from wsfs.data.overlay import Overlay
 from wsfs.data.packcache import PackCache
 from wsfs.errors import CacheError, FormatError, LeaseHeldError, NeedRemote, StoreError, UsageError, WsfsError
@@ -84,30 +86,51 @@ def _pieces_of(path: bytes) -> Iterator[tuple[int, bytes | WsfsError]]:
 def sources(cache: Path) -> list[Path]:
     """The directories with an index in a cache directory, or the one that it is itself. Raises UsageError."""
     found = [cache] if (cache / "index").is_dir() else []
-    aside = (*sorted(cache.glob("unsaved-*")), *sorted(cache.glob("damaged-*")))
-    found += [path for path in (cache / "local", *aside) if (path / "index").is_dir()]
+    found += [path for path in (cache / "local", *aside_in(cache)) if (path / "index").is_dir()]
     if not found:
         raise UsageError(f"{cache} is no cache directory of wsfs, nor one of its unsaved-... directories")
     return found
 
 
 @contextmanager
-def locked(cache: Path) -> Iterator[None]:
-    """Nobody else uses the cache directory meanwhile. Raises LeaseHeldError, CacheError."""
+def locked(cache: Path) -> Iterator[bool]:
+    """Nobody else uses the cache directory meanwhile. Gives False where a mount does, which leaves alone what was set
+    aside in it. Raises LeaseHeldError, CacheError."""
     directory = cache if (cache / "lock").exists() else cache.parent
     try:
         descriptor = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as exc:
         raise CacheError(f"the cache directory {directory} cannot be used: {exc.strerror}") from exc
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        free = _lock(descriptor)
+        if not free and cache not in aside_in(directory):
+            raise LeaseHeldError(
+                f"the cache directory {directory} is in use: name its mount point instead, or one of its unsaved-..."
+                " directories"
+            )
+        yield free
+    finally:
         os.close(descriptor)
-        raise LeaseHeldError(f"the cache directory {directory} is in use: name its mount point instead") from None
+
+
+@contextmanager
+def _exporting(source: Path) -> Iterator[None]:
+    """No other export opens the same index meanwhile. Raises LeaseHeldError."""
+    descriptor = os.open(source, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
+        if not _lock(descriptor):
+            raise LeaseHeldError(f"another export reads {source}: try again when it has ended")
         yield
     finally:
         os.close(descriptor)
+
+
+def _lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 class _Have(Have):
@@ -215,10 +238,14 @@ def from_cache(cache: Path, directory: Path, store: Store | None) -> Exported:
     Raises UsageError, LeaseHeldError, CacheError, OSError.
     """
     done = Exported()
-    with locked(cache), ExitStack() as stack:
+    with ExitStack() as stack:
+        free = stack.enter_context(locked(cache))
         opened = []
         for source in sources(cache):
-            export = CacheExport(source, _packs_of(source), store)
+            stack.enter_context(_exporting(source))
+            # What was fetched before is beside it; but a mount may be at work there.
+            packs = source.parent if free else Path(stack.enter_context(TemporaryDirectory(dir=source)))
+            export = CacheExport(source, packs, store)
             stack.callback(export.close)
             if not export.is_empty:
                 opened.append((source.name, export))
@@ -229,8 +256,3 @@ def from_cache(cache: Path, directory: Path, store: Store | None) -> Exported:
             part.close()
             done.add(part.done)
     return done
-
-
-def _packs_of(source: Path) -> Path:
-    """The cache directory of which a directory with an index is a part."""
-    return source.parent

@@ -19,7 +19,7 @@ from collections.abc import Mapping, MutableMapping
 from typing import Any, Final
 
 from wsfs.errors import WsfsError
-from wsfs.text import printable
+from wsfs.text import one_line, printable
 
 REPORT: Final = "report this with the lines around it: it is a mistake in wsfs"
 """The remedy for what should not happen."""
@@ -49,7 +49,7 @@ def _explained(fields: dict[str, Any]) -> dict[str, Any]:
     error = fields.get("error")
     if not isinstance(error, BaseException):
         return fields
-    found = fields | {"error": str(error) or type(error).__name__}
+    found = fields | {"error": one_line(str(error)) or type(error).__name__}
     if isinstance(error, OSError) and error.errno:
         found["error"] = os.strerror(error.errno)
         found.setdefault("errno", errno.errorcode.get(error.errno, error.errno))

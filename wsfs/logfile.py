@@ -3,6 +3,7 @@ directory, with a few older ones beside it, so large and no larger."""
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import sys
@@ -11,7 +12,7 @@ from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import IO, Any, Final
 
-from wsfs.errors import CacheError
+from wsfs.errors import CacheError, CacheFullError
 from wsfs.log import Json, Prioritised, Text
 
 LIMIT: Final = 1 << 20
@@ -48,12 +49,22 @@ def log_of(cache_dir: Path) -> Path:
     return cache_dir / "daemon.log"
 
 
+def no_room(cache_dir: Path) -> str:
+    """What to tell when nothing can be mounted because the cache disk is full."""
+    return (
+        f"the cache disk is full, so nothing was mounted: free some space for {cache_dir}, or choose another directory"
+        " with --cache-dir"
+    )
+
+
 def open_log(path: Path) -> IO[str]:
     """The log, for appending; private. Raises CacheError."""
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     except OSError as exc:
+        if exc.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise CacheFullError(no_room(path.parent)) from exc
         raise CacheError(
             f"the cache directory {path.parent} cannot be used: {exc.strerror}; choose another with --cache-dir"
         ) from exc

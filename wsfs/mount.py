@@ -6,26 +6,33 @@ the store is asked, so nothing here may import any of that before.
 
 from __future__ import annotations
 
+import errno
 import os
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
 from threading import Thread
+from typing import Final
 
 from wsfs.config import STORE_TIMEOUT, MountSettings
-from wsfs.errors import UsageError, WsfsError
+from wsfs.errors import CacheError, CacheFullError, UsageError, WsfsError
 from wsfs.log import get_log
+from wsfs.logfile import no_room
 from wsfs.repo.encryption import wrapper_for
 from wsfs.repo.fork import open_whole
 from wsfs.repo.head import State
+from wsfs.repo.workspace import read_id
 from wsfs.store.base import Prepares, Store
 from wsfs.store.retry import RetryingStore
 from wsfs.store.url import open_store
 from wsfs.sync.lease import best_effort, this_process
-from wsfs.sync.start import CacheDirectory, open_workspace
+from wsfs.sync.start import CacheDirectory, open_workspace, refused
 
 log = get_log(__name__)
+
+_LEAST_ROOM: Final = 1 << 20
+"""For the index and the journal of a new cache."""
 
 
 def run(settings: MountSettings, ready: Callable[[], None], tell: Callable[[str], None] = lambda _notice: None) -> None:
@@ -60,29 +67,38 @@ def run(settings: MountSettings, ready: Callable[[], None], tell: Callable[[str]
         log.warning("notice", text=message)
         tell(message)
 
-    cache = CacheDirectory(settings.cache_dir, notice)
+    if settings.url.startswith("file:"):
+        read_id(store)  # the probe would make the directory of a mistyped URL, and a look at this one costs nothing
+    with _enough_room(settings.cache_dir):
+        cache = CacheDirectory(settings.cache_dir, notice)
     clean = abandoned = False
     try:
-        cache.note(str(mountpoint), State.STARTING)
-        cache_size = settings.cache_size or _default_cache_size(settings.cache_dir)
-        Thread(target=_import_daemon, args=(raw,), name="wsfs-import", daemon=True).start()
-        whole = open_whole(store, wrapper, opened)
-        workspace = open_workspace(
-            whole,
-            cache,
-            this_process(cache=cache.lock_id),
-            takeover=settings.takeover,
-            read_only=settings.read_only,
-            at=settings.at,
-            cache_size=cache_size,
-            tell=notice,
-        )
+        with _enough_room(settings.cache_dir):
+            cache.note(str(mountpoint), State.STARTING)
+            if not cache.local.exists():
+                _look_for_room(settings.cache_dir)
+            cache_size = settings.cache_size or _default_cache_size(settings.cache_dir)
+            Thread(target=_import_daemon, args=(raw,), name="wsfs-import", daemon=True).start()
+            whole = open_whole(store, wrapper, opened)
+            workspace = open_workspace(
+                whole,
+                cache,
+                this_process(cache=cache.lock_id),
+                takeover=settings.takeover,
+                read_only=settings.read_only,
+                at=settings.at,
+                cache_size=cache_size,
+                tell=notice,
+            )
+        if workspace.missing:
+            notice(workspace.missing)
         try:
             from wsfs.daemon import Daemon  # waits until the thread is done with it
         except ImportError as exc:
-            lease, reason = workspace.lease, str(exc)
+            lease = workspace.lease
+            state, reason = refused(workspace.head.head, str(exc), workspace.missing)
             if lease is not None:
-                best_effort(lambda: lease.release(State.ERROR, reason), lambda _failed: None)
+                best_effort(lambda: lease.release(state, reason), lambda _failed: None)
             raise
         daemon = Daemon(settings, whole, store.stats, workspace, cache, cache_size, ready)
         try:
@@ -111,6 +127,26 @@ def run(settings: MountSettings, ready: Callable[[], None], tell: Callable[[str]
             failures=counts.failures,
         )
         store.close()
+
+
+@contextmanager
+def _enough_room(cache_dir: Path) -> Iterator[None]:
+    """A full cache disk keeps a mount from starting, and no save will make room: so there is another remedy."""
+    try:
+        yield
+    except (CacheError, OSError) as exc:
+        cause = exc if isinstance(exc, OSError) else exc.__cause__
+        full = isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT)
+        if not (full or isinstance(exc, CacheFullError)):
+            raise
+        raise CacheFullError(no_room(cache_dir)) from exc
+
+
+def _look_for_room(cache_dir: Path) -> None:
+    """An index is written through memory: on a full disk its first pages would end the process, without a word."""
+    disk = os.statvfs(cache_dir)
+    if disk.f_bavail * disk.f_frsize < _LEAST_ROOM:
+        raise CacheFullError()
 
 
 def _import_daemon(store: Store) -> None:

@@ -23,6 +23,12 @@ def lines(text: str) -> str:
     return "\n".join(printable(line) for line in text.split("\n"))
 
 
+def one_line(text: str) -> str:
+    """A sentence with a list below it, as ours are told, on one line."""
+    first, *names = text.split("\n  ")
+    return f"{first} {', '.join(names)}" if names else first
+
+
 def size(count: float) -> str:
     """Bytes for people: 512 B, 1.2 MB (powers of 1000, as df -H)."""
     for unit in ("B", "kB", "MB", "GB"):

@@ -46,8 +46,9 @@ def usage(store: Store) -> dict[str, Any]:
     directories, data = _by_directory(census)
     points = _by_save_point(store, manifest, listing)
     total = listing.size
-    metadata = sum(ref.length for ref in (*manifest.base, *manifest.deltas))
+    metadata = sum(ref.length for ref in (*manifest.base, *manifest.deltas)) + _size_of(manifest, listing)
     older = sum(point["bytes"] for point in points)
+    older += sum(info.size for kind in (listing.pins, listing.marks, listing.forks) for info in kind.values())
     return {
         "url": store.url,
         "seq": manifest.seq,
@@ -123,7 +124,7 @@ def _by_save_point(store: Store, newest: Manifest, listing: Listing) -> list[dic
     seen: set[object] = set()
     found = []
     for manifest in manifests:
-        size = 0
+        size = _size_of(manifest, listing)
         for ref in (*manifest.base, *manifest.deltas):
             if ref.key not in seen:
                 seen.add(ref.key)
@@ -133,6 +134,11 @@ def _by_save_point(store: Store, newest: Manifest, listing: Listing) -> list[dic
                 size += listing.packs[pack].size if pack in listing.packs else 0
         found.append({"id": manifest.seq, "created": manifest.created, "bytes": size})
     return found[1:]
+
+
+def _size_of(manifest: Manifest, listing: Listing) -> int:
+    """What a manifest itself takes here: that of a fork's first commit may be its base's."""
+    return listing.commits[manifest.key].size if manifest.key in listing.commits else 0
 
 
 def _packs_of(store: Store, refs: list[SegmentRef]) -> Iterator[tuple[str, frozenset[int]]]:

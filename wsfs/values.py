@@ -33,7 +33,16 @@ class Retention(NamedTuple):
     daily: float = 30 * 86400.0
 
     def __str__(self) -> str:
-        return "/".join(f"{plain(seconds)}s" for seconds in self)
+        return "/".join(map(span, self))
+
+
+def span(seconds: float) -> str:
+    """A time as `-o` reads it and people write it: in the largest unit that it is a whole number of."""
+    for unit in ("d", "h", "m"):
+        count = seconds / _TIME_UNITS[unit]
+        if count >= 1 and count == int(count):
+            return f"{int(count)}{unit}"
+    return f"{plain(seconds)}s"
 
 
 def plain(number: float) -> str:

@@ -8,18 +8,19 @@ import re
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 import pytest
 
-from wsfs.cli import main, mounts, process
+from wsfs.cli import daemon, main, mounts, process
 from wsfs.cli.init import parse_labels, parse_owner
 from wsfs.cli.output import duration, size
 from wsfs.cli.status import of_all
-from wsfs.errors import MarkerError, UsageError
-from wsfs.mountinfo import parse_mountinfo
+from wsfs.errors import MarkerError, MountError, NotMountedError, UsageError
+from wsfs.mountinfo import Mount, parse_mountinfo
 
 if TYPE_CHECKING:
     from tests.cli.conftest import Run
@@ -81,6 +82,11 @@ def test_commands_start_without_heavy_imports() -> None:
         (["umount", "/tmp"], 42, "no workspace is mounted at /tmp"),
         (["sync", "/tmp"], 42, "no workspace is mounted at /tmp"),
         (["status", "/tmp"], 42, "no workspace is mounted at /tmp"),
+        (
+            ["mount", "/mnt", "s3://bucket/x"],
+            2,
+            "the URL comes first, then the directory: wsfs mount s3://bucket/x /mnt",
+        ),
         (["init", "nonsense"], 2, "scheme"),
         (["init", "file:///nowhere", "--label", "x"], 2, "--label KEY=VALUE"),
         (["init", "file:///nowhere", "--encrypt"], 2, "--encrypt needs a key: name a file with --key-file"),
@@ -109,6 +115,31 @@ def test_init_then_status_of_the_url(wsfs: Run, tmp_path: Path) -> None:
     assert sorted((path, path.stat().st_mtime_ns) for path in tmp_path.joinpath("store").rglob("*")) == before
 
 
+def test_a_holder_that_gives_no_sign_of_life(wsfs: Run, tmp_path: Path) -> None:
+    """It cannot say that it has died, so its state in the store is RUNNING for ever."""
+    url, head = f"file://{tmp_path}/store", tmp_path / "store" / "HEAD"
+    wsfs("init", url)
+    holder = {"host": "notebook-1", "pid": 7, "boot_id": "b/1", "since": "2026-11-30T12:00:00Z", "cache": "1:2"}
+
+    def left(state: str, age: float) -> dict[str, Any]:
+        said = {"state": state, "holder": holder, "reason": "the store was down" if state == "SYNC_FAILED" else ""}
+        head.write_text(json.dumps(json.loads(head.read_text()) | said, sort_keys=True))
+        os.utime(head, (time.time() - age,) * 2)
+        return dict(json.loads(wsfs("status", url, "--json").stdout))
+
+    assert left("RUNNING", 100)["state"] == "RUNNING"
+    wsfs("status", url, "--check")
+    found = left("RUNNING", 645)
+    assert found["state"] == "ERROR"
+    assert found["reason"].startswith("no sign of life from notebook-1 (process 7) for 11 min: if it died")
+    assert "no sign of life" in wsfs("status", url, "--check", code=1).stdout
+    doctor = wsfs("doctor", url, code=None).stdout
+    assert f"state: {url} is ERROR: no sign of life from notebook-1" in doctor
+    found = left("SYNC_FAILED", 645)
+    assert found["state"] == "SYNC_FAILED"
+    assert found["reason"].startswith("the store was down; no sign of life from notebook-1")
+
+
 def test_init_as_json(wsfs: Run, tmp_path: Path) -> None:
     made = json.loads(wsfs("init", f"file://{tmp_path}/store", "--json").stdout)
     assert set(made) == {"url", "workspace_id", "created"}
@@ -124,11 +155,13 @@ def test_config_shows_where_each_value_comes_from(wsfs: Run, tmp_path: Path) -> 
     assert rows["umask"] == ["027", str(file), '["s3://bucket"]']
     assert rows["save_interval"] == ["60", "environment", "WSFS_SAVE_INTERVAL"]
     assert rows["xattr"] == ["yes", "-o"]
-    assert rows["retain"][1] == "default"
+    assert rows["retain"] == ["1h/1d/30d", "default"]
+    assert rows["store_timeout"] == ["60", "default"]
+    assert rows["cache_size"] == ["half", "of", "the", "cache", "disk", "default"]
     shown = json.loads(wsfs("config", "--json", **env).stdout)
     assert shown["files"] == [str(file)]
     assert shown["settings"]["price"] == {"value": 2.0, "source": str(file)}
-    assert shown["settings"]["umask"] == {"value": None, "source": "default"}
+    assert shown["settings"]["umask"] == {"value": "000", "source": "default"}
     file.write_text("prise = 2\n")
     assert f"{file}: unknown key 'prise': did you mean price?" in wsfs("config", code=2, **env).stderr
     assert f"{file}: unknown key 'prise'" in wsfs("status", "file:///nowhere", code=2, **env).stderr
@@ -152,6 +185,95 @@ def test_status_of_all_leaves_out_what_is_gone_by_the_time_it_is_asked(
     assert [mount.is_wsfs for mount in mounts.all_mounts()] == [True]
     monkeypatch.setattr(mounts, "find_wsfs", lambda mountpoint: None)
     assert list(of_all()) == []
+
+
+def test_only_mounts_that_the_caller_may_control_count(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Without an argument a command is about the only one of those, whatever else is mounted."""
+
+    def mounted(*owners: int) -> None:
+        monkeypatch.setattr(mounts, "all_mounts", lambda: [of(owner) for owner in owners])
+
+    def of(owner: int) -> Mount:
+        return Mount(owner, "0:1", f"/home/{owner}/work", "fuse.wsfs", "s3://b/x", ("rw", f"user_id={owner}"))
+
+    monkeypatch.setenv("WSFS_RUNTIME_DIR", str(tmp_path / "run"))
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    mounted(1000, 1001, 0)
+    assert daemon.only_mount() == "/home/1000/work"
+    mounted(1001, 0)
+    with pytest.raises(NotMountedError, match=r"no workspace of yours .* only those of other users .*/home/1001/work"):
+        daemon.only_mount()
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    with pytest.raises(UsageError, match="several workspaces are mounted here: name one of"):
+        daemon.only_mount()
+
+
+def test_archives_are_not_compressed(wsfs: Run, tmp_path: Path) -> None:
+    """A directory of that name would be no use to anybody."""
+    url = f"file://{tmp_path}/store"
+    wsfs("init", url)
+    for name, program in (("b.tar.gz", "gzip"), ("b.tgz", "gzip"), ("b.tar.xz", "xz"), ("b.TAR.ZST", "zstd")):
+        told = wsfs("export", url, tmp_path / name, code=2).stderr
+        assert f"'wsfs export {url} - | {program} > {tmp_path / name}'" in told
+        assert not (tmp_path / name).exists()
+        (tmp_path / name).write_bytes(b"\x1f\x8b\x08\0")
+        assert "unpack it first" in wsfs("import", tmp_path / name, f"{url}-2", code=2).stderr
+    assert not (tmp_path / "store-2").exists()
+
+
+def test_nothing_asked_for(wsfs: Run) -> None:
+    """Then the help is all: no complaint, and no advice to read it."""
+    told = wsfs(code=2).stderr
+    assert told.startswith("Usage: wsfs ")
+    assert "Try '" not in told
+
+
+def test_the_line_that_mounts_a_new_workspace_works(wsfs: Run, tmp_path: Path) -> None:
+    """With what this command was told about store and key."""
+    url, key = f"file://{tmp_path}/store", tmp_path / "the key"
+    flags = ["--encrypt", "--key-file", key, "--endpoint-url", "http://s3.example.org"]
+    told = wsfs("init", url, *flags).stdout
+    assert f"wsfs mount {url} /workspace --endpoint-url http://s3.example.org --key-file '{key}'\n" in told
+    for command in ("status", "log", "fsck"):
+        assert "name its key with --key-file or --kms-key" in wsfs(command, url, code=26).stderr
+    told = wsfs("fork", url, f"{url}-2", "--key-file", key).stdout
+    assert f"wsfs mount {url}-2 /workspace --key-file '{key}'\n" in told
+
+
+def test_a_fork_says_what_is_not_in_it(wsfs: Run, tmp_path: Path) -> None:
+    url, head = f"file://{tmp_path}/store", tmp_path / "store" / "HEAD"
+    wsfs("init", url)
+    assert wsfs("fork", url, f"{url}-1").stderr == ""
+    holder = {"host": "notebook-1", "pid": 7, "boot_id": "b/1", "since": "2026-11-30T12:00:00Z"}
+    head.write_text(json.dumps(json.loads(head.read_text()) | {"state": "RUNNING", "holder": holder}, sort_keys=True))
+    told = wsfs("fork", url, f"{url}-2").stderr
+    assert f"{url} is RUNNING: what is not saved there is not in the fork, which begins as save point #" in told
+
+
+def test_the_cache_and_the_store_do_not_lie_in_each_other(wsfs: Run, tmp_path: Path, mountpoint: Path) -> None:
+    store = tmp_path / "outer" / "store"
+    wsfs("init", f"file://{store}")
+    before = sorted(tmp_path.rglob("*"))
+    for cache in (store, store / "cache", store.parent, tmp_path / "x" / ".." / "outer"):
+        for more in ([], ["--foreground"]):
+            told = wsfs("mount", f"file://{store}", mountpoint, "--cache-dir", cache, *more, code=2).stderr
+            assert "must not lie in each other: choose another with --cache-dir" in told
+    after = [path for path in sorted(tmp_path.rglob("*")) if path not in (tmp_path / "out", tmp_path / "err")]
+    assert [path for path in after if "run" not in path.parts] == [path for path in before if path in after]
+
+
+def test_a_url_that_leads_nowhere_leaves_nothing(wsfs: Run, tmp_path: Path) -> None:
+    for command in ("status", "log", "usage", "fsck", "verify"):
+        wsfs(command, f"file://{tmp_path}/nowhere", code=20)
+    assert not (tmp_path / "nowhere").exists()
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_user_cannot_mount_where_he_may_not_write(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(os, "access", lambda path, _mode: path != tmp_path)
+    with pytest.raises(MountError, match=r"may not write to .*: choose a directory of your own"):
+        mounts.check(tmp_path, allow_other=False)
 
 
 def test_labels_and_owners() -> None:

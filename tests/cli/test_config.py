@@ -188,6 +188,10 @@ def test_default_cache_is_one_for_each_workspace() -> None:
     assert len({cache(URL), cache("s3://bucket/bob"), cache(URL, "http://other")}) == 3
     assert config.default_cache_dir(URL, root=True).parent == Path("/var/cache/wsfs")
     assert load(environ={"WSFS_CACHE_DIR": "/c"}).cache_dir == Path("/c")
+    # The name of the usual spelling must never change: caches have it. The others are the same directory.
+    assert cache("file:///a/b").name == "1dc097aa81f4d1a1"
+    for other in ("file:///a//b", "file:///a/../a/b", "file:///a/./b/", "file:////a/b"):
+        assert cache(other) == cache("file:///a/b")
     assert cache("file:///not\udcffutf8") != cache("file:///not")
 
 

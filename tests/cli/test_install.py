@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from wsfs.cli import install
 from wsfs.cli.helpers import parse
-from wsfs.errors import UsageError
+from wsfs.errors import UsageError, WsfsError
 
 if TYPE_CHECKING:
     from tests.cli.conftest import Run
@@ -110,3 +111,10 @@ def test_command_lines_of_umount() -> None:
     parsed = parse(["/w", "-fl", "-n", "-r", "-t", "fuse.wsfs"], "flnrvic", 1)
     assert parsed.words == ("/w",)
     assert parsed.flags == set("flnr")
+
+
+def test_a_user_is_told_that_it_needs_root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(os, "access", lambda _path, _mode: False)
+    with pytest.raises(WsfsError, match="it needs root, try sudo"):
+        install.install_helpers.callback(prefix=str(tmp_path), python=None, remove=False)
+    assert list(tmp_path.iterdir()) == []

@@ -158,6 +158,9 @@ def test_dead_daemon(wsfs: Run, mountpoint: Path, tmp_path: Path) -> None:
     shown = state(wsfs, mountpoint)
     assert shown["state"] == "ERROR"
     assert f"changes that were not saved stay in {tmp_path}/cache" in str(shown["reason"])
+    doctor = wsfs("doctor", mountpoint, code=1).stdout
+    assert f"-> mount it again: wsfs mount s3://b/ok {mountpoint} --cache-dir {tmp_path}/cache" in doctor
+    assert "wsfs unsaved" not in doctor
     assert "the daemon of" in wsfs("sync", mountpoint, code=50).stderr
     result = wsfs("umount", mountpoint, code=50)
     assert f"stay in {tmp_path}/cache, and the next mount" in result.stderr

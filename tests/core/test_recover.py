@@ -7,6 +7,7 @@ import os
 import random
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,12 @@ import pytest
 from harness import SMALL_BLOCK, World, tree
 
 import wsfs.sync.start
+from wsfs.errors import MarkerError
 from wsfs.export import from_cache
 from wsfs.index.check import is_whole
 from wsfs.model import ROOT_INO
+from wsfs.repo.head import Holder, State
+from wsfs.sync.recover import left_elsewhere
 
 PAGE = 4096
 ANOTHER = "00000000-0000-0000-0000-000000000001"
@@ -179,3 +183,69 @@ def test_a_full_disk_does_not_keep_a_cache_from_being_closed(small: World, monke
     assert small.cache.crashed
     assert small.cache.rebooted
     assert small.content(b"f") == b"x"
+
+
+HERE = Holder("here", 7, "boot/1", "2026-11-30T12:00:00Z", "1:2")
+
+
+@pytest.mark.parametrize(
+    ("state", "holder", "crashed", "unsaved", "told"),
+    [
+        (State.STOPPED, None, True, False, ""),
+        (State.ERROR, None, False, False, ""),
+        (State.SYNC_FAILED, None, False, False, "files are missing here"),
+        (State.SYNC_FAILED, None, False, True, ""),
+        # The same boot: the number of the lock tells, whatever else this cache has.
+        (State.RUNNING, Holder("here", 8, "boot/2", "2026", "1:2"), True, False, ""),
+        (State.RUNNING, Holder("here", 8, "boot/1", "2026", "1:3"), True, True, "files may be missing here"),
+        # Another boot, or another machine.
+        (State.RUNNING, Holder("here", 8, "before/1", "2026", "1:3"), True, False, ""),
+        (State.STOPPING, Holder("there", 8, "other/1", "2026", "1:2"), False, False, "files may be missing here"),
+        (State.SYNC_FAILED, Holder("there", 8, "other/1", "2026", "1:2"), False, False, "end in order (why): what it"),
+        # An import or a repair has no cache in which anything could be.
+        (State.RUNNING, Holder("there", 8, "other/1", "2026"), False, False, ""),
+    ],
+)
+def test_what_another_cache_may_have(
+    world: World, state: State, holder: Holder | None, crashed: bool, unsaved: bool, told: str
+) -> None:
+    before = replace(world.head(), state=state, holder=holder, reason="why" if state == State.SYNC_FAILED else "")
+    found = left_elsewhere(before, HERE, crashed=crashed, unsaved=unsaved)
+    assert told in found
+    assert bool(told) == bool(found)
+
+
+def test_a_start_that_is_refused_leaves_the_warning_in_head(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing has been saved by it, so what is missing is missing still."""
+    lease = world.workspace.lease
+    assert lease is not None
+    lease.release(State.SYNC_FAILED, "it is in /cache on there")
+    world.close()
+    shutil.rmtree(world.cache_path)
+
+    def damaged(_workspace: object) -> None:
+        raise MarkerError("the marker is missing")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(wsfs.sync.start, "verify_marker", damaged)
+        with pytest.raises(MarkerError):
+            world.start()
+    assert (world.head().state, world.head().reason) == (State.SYNC_FAILED, "it is in /cache on there")
+    world.start()
+    assert "it is in /cache on there" in world.workspace.missing
+    assert world.workspace.lease is not None
+    world.workspace.lease.release(State.STOPPED)
+    world.close()
+    # What this cache has itself is as much of a warning.
+    world.start()
+    world.create(b"file", b"x")
+    world.crash()
+    with monkeypatch.context() as patch:
+        patch.setattr(wsfs.sync.start, "verify_marker", damaged)
+        with pytest.raises(MarkerError):
+            world.start()
+    assert world.head().state == State.SYNC_FAILED
+    assert world.head().reason.startswith(f"the marker is missing; what was not saved stays in {world.cache_path} on ")
+    world.start()
+    assert world.workspace.missing == ""
+    assert world.content(b"file") == b"x"

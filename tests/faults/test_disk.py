@@ -57,6 +57,23 @@ def test_more_than_fits(site: Any) -> None:
         assert (top / name).read_bytes() == content
 
 
+@pytest.mark.parametrize("left", [0, 16 << 10, 256 << 10])
+def test_a_mount_on_a_disk_that_is_full(site: Any, disk: Path, left: int) -> None:
+    """However far the start gets: it is the cache disk, and no save will make room."""
+    filler = disk / "filler"
+    with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while file.write(bytes(MIB)):
+            pass
+    os.truncate(filler, filler.stat().st_size - left)
+    told = site.mount(code=61).stderr
+    assert (
+        f"the cache disk is full, so nothing was mounted: free some space for {site.cache}, or choose another" in told
+    )
+    assert site.status(site.url)["state"] in ("STOPPED", "ERROR")
+    filler.unlink()
+    site.mount()
+
+
 def error_of(path: Path, content: bytes) -> int:
     """The errno with which writing and syncing a file fails; 0 if it does not."""
     try:
@@ -207,7 +224,9 @@ def test_two_daemons(site: Any, tmp_path: Path) -> None:
     second = tmp_path / "second"
     second.mkdir()
     result = site.mount("-o", "takeover", where=second, code=30)
+    assert f"wsfs: waiting for the mount at {site.mountpoint} to end\n" in result.stderr
     assert "in use by process" in result.stderr
+    assert "beside it only another workspace can be mounted, or this one read-only" in result.stderr
     assert str(site.mountpoint) in result.stderr
     (site.mountpoint / "file").write_text("the first one goes on")
     site.elsewhere()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 
 HOUR = 3600
+MIB = 1 << 20
 
 
 def test_the_last_save_is_that_of_the_newest_commit(tmp_path: Path, new_site: Callable[[Path, str], Any]) -> None:
@@ -88,3 +90,50 @@ def test_a_command_does_not_hang_with_the_daemon(site: Any, command: str) -> Non
     assert done.stderr.startswith("wsfs: the daemon did not answer within 1 s. If that stays so, end its process")
     assert (site.mountpoint / "file").read_text() == "x"
     site.umount()
+
+
+def test_a_mount_says_what_the_one_before_has_kept_elsewhere(site: Any, proxy: Any, tmp_path: Path) -> None:
+    """A stop that ran out of time, then a mount with another cache: at the mount, in the log, and for as long as it
+    lives. The one with the cache that has it all says nothing."""
+    elsewhere = tmp_path / "another cache"
+    site.mount()
+    (site.mountpoint / "thesis").write_bytes(os.urandom(5 * MIB))
+    with proxy.fault("500", method="PUT", part="/packs/"):
+        told = site.wsfs("umount", site.mountpoint, "--deadline", "3s", code=3).stderr
+    where = f"stays in {site.cache} on {socket.gethostname()}"
+    assert where in told
+    assert where in site.status(site.url)["reason"]
+    # Names have lines of their own where people read them; the log has them in one.
+    assert "saves it: thesis" in site.log()
+    assert r"\n" not in site.log()
+    shown = site.wsfs("status", site.mountpoint).stdout
+    assert r"\n" not in shown
+    assert "saves it:\n               thesis\n" in shown
+    said = site.mount(cache=elsewhere).stderr
+    for text in (said, site.log(elsewhere), site.status()["notice"], site.wsfs("status", site.mountpoint).stdout):
+        assert "files are missing here" in text
+        assert where in text
+    assert not (site.mountpoint / "thesis").exists()
+    site.umount()
+    said = site.mount().stderr
+    assert "missing" not in said
+    assert (site.mountpoint / "thesis").stat().st_size == 5 * MIB
+    assert site.status()["notice"] == ""
+
+
+def test_a_mount_says_that_the_one_before_has_died_elsewhere(site: Any, tmp_path: Path) -> None:
+    """Nobody knows what that had: so something may be missing, unless it is this cache that has it."""
+    elsewhere = tmp_path / "another cache"
+    site.mount()
+    (site.mountpoint / "file").write_text("x")
+    site.kill()
+    said = site.mount(cache=elsewhere).stderr
+    for text in (said, site.log(elsewhere), site.status()["notice"]):
+        assert "files may be missing here, for the mount before did not end in order: what it had not saved" in text
+        assert f" is in its cache directory on {socket.gethostname()} (process " in text
+    site.umount()
+    said = site.mount().stderr
+    assert "missing" not in said
+    assert (site.mountpoint / "file").read_text() == "x"
+    site.kill()
+    assert "missing" not in site.mount().stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import stat
 import time
 from collections.abc import Callable, Iterator
@@ -160,7 +161,19 @@ def test_takeover(site: Any, other: Other, tools: Any, tmp_path: Path) -> None:
     assert (top / "old").read_text() == "saved"
     assert not (top / "new").exists()
     (aside,) = site.cache.glob("unsaved-*")
-    assert "in use" in site.wsfs("export", "--unsaved", tmp_path / "no", "--cache-dir", aside, code=30).stderr
+    # It is told as long as it is there, with a command that works beside the mount.
+    words = f"wsfs export --unsaved DIR --cache-dir {aside} --url {site.url}"
+    assert words in site.status()["notice"]
+    assert words in site.wsfs("status", top).stdout
+    assert words in site.wsfs("doctor", top, code=None).stdout
+    site.wsfs(*words.replace("DIR", str(tmp_path / "beside"), 1).split()[1:])
+    check(tmp_path / "beside", contents)
+    refused = site.wsfs("export", "--unsaved", tmp_path / "no", "--cache-dir", site.cache, code=30).stderr
+    assert "or one of its unsaved-... directories" in refused
+    assert sorted(path.name for path in aside.iterdir() if path.name.startswith("tmp")) == []
+    site.umount()
+    site.mount()
+    assert words in site.status()["notice"]
     site.umount()
     site.wsfs("export", "--unsaved", tmp_path / "aside", "--cache-dir", site.cache, "--url", site.url)
     check(tmp_path / "aside", contents)
@@ -170,7 +183,9 @@ def test_takeover(site: Any, other: Other, tools: Any, tmp_path: Path) -> None:
         assert "large" in result.stderr
         assert (tmp_path / "again" / "large.incomplete").exists()
     assert (tmp_path / "again" / "new" / "file").read_bytes() == contents["new/file"]
+    shutil.rmtree(aside)
     site.mount()
+    assert site.status()["notice"] == ""
     site.umount()
 
 

@@ -207,11 +207,21 @@ class TestKeep:
         assert (top / "job").read_text() == "old"
         assert sorted(os.listdir(top)) == [".workspace.initialized", "job"]
 
+    def test_directories_on_the_way_are_made(self, workspace: Site, tmp_path: Path) -> None:
+        """As by 'mkdir -p'; none of them stays if nothing could be kept."""
+        top = workspace.mountpoint
+        (tmp_path / "run7").mkdir()
+        (tmp_path / "run7" / "a").write_text("new")
+        workspace.wsfs("keep", tmp_path / "run7", top / "results" / "of today" / "run7")
+        assert (top / "results" / "of today" / "run7" / "a").read_text() == "new"
+        workspace.wsfs("keep", tmp_path / "run7", top / "more" / ("y" * 256) / "run7", code=1)
+        assert sorted(os.listdir(top)) == [".workspace.initialized", "results"]
+
     @pytest.mark.parametrize(
         ("target", "words"),
         [
             ("{tmp}/elsewhere", "is not in a workspace"),
-            ("{top}/missing/x", "mkdir -p"),
+            ("{top}/.workspace.initialized/x", "is not a directory"),
             ("{top}/.workspace.initialized", "--force"),
         ],
     )

@@ -125,10 +125,29 @@ def test_the_store_says_error_too(
 
 
 def test_no_workspace(site: Site, tools: type[Helpers], tmp_path: Path) -> None:
-    """A URL that holds nothing is refused, and nothing is made there."""
+    """A URL that holds nothing is refused, and nothing is made for it: no directory there, and no cache here, unless
+    that was there before."""
     site.url = f"file://{tmp_path}/nothing"
     refused(site, tools, 20, "there is no workspace")
-    assert not (tmp_path / "nothing").exists() or not any(p.is_file() for p in (tmp_path / "nothing").rglob("HEAD"))
+    assert not (tmp_path / "nothing").exists()
+    assert not site.cache.exists()
+    site.mount("--foreground", code=20)
+    assert not site.cache.exists()
+    (tmp_path / "nothing").mkdir()
+    site.cache.mkdir()
+    refused(site, tools, 20, "there is no workspace")
+    assert list((tmp_path / "nothing").iterdir()) == []
+    assert site.cache.exists()
+
+
+@pytest.mark.parametrize("site", ["moto"], indirect=True)
+def test_no_workspace_in_a_bucket(site: Site, tools: type[Helpers]) -> None:
+    site.url += "/nothing"
+    site.server.requests()
+    refused(site, tools, 20, "there is no workspace")
+    changes = [(method, key) for method, key, _ in site.server.requests() if method in ("PUT", "DELETE")]
+    assert [method for method, key in changes if key.endswith("/nothing/probe")][-1] == "DELETE"
+    assert not site.cache.exists()
 
 
 def test_a_mount_point_that_is_none(site: Site, tmp_path: Path) -> None:

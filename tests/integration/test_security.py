@@ -97,7 +97,7 @@ def test_an_encrypted_workspace_comes_back_on_another_machine(encrypted: Site, k
 def test_without_the_right_key_it_is_refused(encrypted: Site, key: Path) -> None:
     site = encrypted
     refused = site.mount(code=26)
-    assert "is encrypted: name its key with -o key_file=" in refused.stderr
+    assert "is encrypted: name its key with --key-file" in refused.stderr
     other = key.with_name("other")
     other.touch(mode=0o600)
     other.write_text("0" * 64)

@@ -98,7 +98,11 @@ def test_a_reader_follows_by_itself_with_a_cache_of_its_own(
     assert cache != default_cache_dir(workspace.url)
     request.addfinalizer(lambda: shutil.rmtree(cache, ignore_errors=True))
     tools.run(*words, env=environ)
-    assert workspace.status(second)["cache_dir"] == str(cache)
+    status = workspace.status(second)
+    assert status["cache_dir"] == str(cache)
+    assert (status["read_only"], status["follow"], status["at"]) == (True, 0.2, None)
+    assert "read-only, looks for a newer save point every 0.2 s" in workspace.wsfs("status", second).stdout
+    assert workspace.status()["read_only"] is False
     for number in range(3):
         (top / f"file{number}").write_text("x" * number)
         workspace.wsfs("sync", top)

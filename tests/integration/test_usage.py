@@ -57,6 +57,13 @@ def test_what_is_stored_for_what(workspace: Any) -> None:
     assert "  env\n" in text
 
 
+def test_a_fresh_workspace_has_nothing_to_collect(site: Any) -> None:
+    """Manifests of save points are in use, too."""
+    stored = usage(site, site.url)["stored"]
+    assert stored["other"] == 0
+    assert stored["metadata"] == stored["total"]
+
+
 def test_the_ledger_counts_from_the_first_stop_on(site: Any) -> None:
     site.mount()
     (site.mountpoint / "file").write_bytes(os.urandom(1_000_000))

@@ -8,6 +8,9 @@ from typing import Any
 
 import pytest
 
+from wsfs.errors import NoSavePointError
+from wsfs.sync.history import find
+
 Ask = Callable[..., Any]
 
 
@@ -41,6 +44,12 @@ def worked(workspace: Any) -> Any:
     (top / "fresh").rename(top / "new\nline\udcff")
     assert save(workspace) == 4
     return workspace
+
+
+def test_a_time_before_the_first_save_point() -> None:
+    """Is told as people write it, and not as "2h" ago was worked out."""
+    with pytest.raises(NoSavePointError, match=r"no save point is as old as 2026-11-30T13:51:25\+00:00: "):
+        find([], "2026-11-30T13:51:25.412246+00:00")
 
 
 def test_log_tells_each_save_point(worked: Any, ask: Ask) -> None:

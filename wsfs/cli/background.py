@@ -18,7 +18,7 @@ import click
 import wsfs
 from wsfs import control
 from wsfs.cli import detach
-from wsfs.cli.serve import Reporter, serve
+from wsfs.cli.serve import Reporter, no_cache_without_workspace, refuse_overlap, serve
 from wsfs.config import MountSettings
 from wsfs.errors import MountError
 from wsfs.logfile import log_of, open_log
@@ -30,12 +30,14 @@ def start(settings: MountSettings, output: int | None = None) -> None:
     MountError. `output` is a descriptor for its log, by default that of a file in the cache directory. No other
     thread may run.
     """
-    if output is not None:
-        _start(settings, output, None)
-        return
-    log_path = log_of(settings.cache_dir)
-    with open_log(log_path) as log_file:
-        _start(settings, log_file.fileno(), log_path)
+    refuse_overlap(settings)
+    with no_cache_without_workspace(settings.cache_dir):
+        if output is not None:
+            _start(settings, output, None)
+            return
+        log_path = log_of(settings.cache_dir)
+        with open_log(log_path) as log_file:
+            _start(settings, log_file.fileno(), log_path)
 
 
 def _start(settings: MountSettings, output: int, log_path: Path | None) -> None:

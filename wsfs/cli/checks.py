@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from wsfs.aside import aside_in, command
 from wsfs.cli import daemon, install, mounts
 from wsfs.cli.output import duration, size
 from wsfs.config import MountSettings
 from wsfs.control import sentence
 from wsfs.errors import WsfsError
+from wsfs.text import one_line
 
 Level = Literal["ok", "warning", "error"]
 
@@ -164,6 +166,13 @@ def cache(settings: MountSettings) -> Iterator[Finding]:
         yield Finding("space", "ok", f"{size(free)} are free in {where}")
 
 
+def set_aside(cache_dir: Path, url: str) -> Iterator[Finding]:
+    """What was set aside in a cache directory, as long as it is there."""
+    for path in aside_in(cache_dir):
+        remedy = f"'{command(path, url)}' copies the files out of it; remove it when nothing in it is needed"
+        yield Finding("set aside", "warning", f"what was never saved was set aside in {path}", remedy)
+
+
 def cache_kind(where: Path, kind: str) -> Finding:
     """A cache directory, by the type of its file system."""
     remedy = "choose a directory on a local disk with cache_dir="
@@ -190,12 +199,29 @@ def mounted(mountpoint: str) -> Iterator[Finding]:
         return
     name = f"{mountpoint} is {state['state']}"
     if state["state"] in ("ERROR", "SYNC_FAILED"):
-        remedy = "'wsfs unsaved' lists what is not saved; the log in the cache directory says more"
-        yield Finding("mount", "error", f"{name}: {state.get('reason') or 'for an unknown reason'}", remedy)
+        reason = one_line(str(state.get("reason") or "for an unknown reason"))
+        remedy = "the log in the cache directory says more"
+        if "unsaved_files" in state:  # the daemon itself has answered
+            remedy = f"'wsfs unsaved {mountpoint}' lists what is not saved; {remedy}"
+        elif reason.startswith(daemon.DIED) or mounts.find_wsfs(mountpoint) is None:
+            where = f" --cache-dir {state['cache_dir']}" if state.get("cache_dir") else ""
+            remedy = f"mount it again: wsfs mount {state.get('url') or 'URL'} {mountpoint}{where}; {remedy}"
+        yield Finding("mount", "error", f"{name}: {reason}", remedy)
     else:
         yield Finding("mount", "ok", name)
+    if state.get("cache_dir"):
+        yield from set_aside(Path(state["cache_dir"]), str(state.get("url") or "URL"))
     if state.get("stop_seconds") is not None:
         yield grace(state, _unit_timeout(state.get("pid")), pod="KUBERNETES_SERVICE_HOST" in os.environ)
+
+
+def left(state: dict[str, Any]) -> Finding:
+    """How a workspace was left, as its store has it."""
+    name = f"{state['url']} is {state['state']}"
+    if state["state"] not in ("ERROR", "SYNC_FAILED"):
+        return Finding("state", "ok", name)
+    remedy = "mount it where that cache directory is: this saves what is missing"
+    return Finding("state", "warning", f"{name}: {state['reason']}", remedy)
 
 
 def grace(state: dict[str, Any], limit: float | None, *, pod: bool) -> Finding:

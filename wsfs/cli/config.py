@@ -11,7 +11,16 @@ import click
 
 from wsfs import configfile
 from wsfs.cli.output import json_option, print_json
-from wsfs.config import DEFAULT, OPTIONS, MountSettings, as_option, load_settings, merged_settings, parse_mount_options
+from wsfs.config import (
+    DEFAULT,
+    OPTIONS,
+    STORE_TIMEOUT,
+    MountSettings,
+    as_option,
+    load_settings,
+    merged_settings,
+    parse_mount_options,
+)
 from wsfs.text import printable
 
 
@@ -45,6 +54,7 @@ def config(url: str | None, options: Sequence[str], as_json: bool) -> None:
     if url:  # says what is wrong with all of it together
         found.setdefault("cache_dir", (load_settings(url, "/", options=",".join(options)).cache_dir, DEFAULT))
     defaults = {field.name: field.default for field in fields(MountSettings) if field.default is not MISSING}
+    defaults |= {"store_timeout": STORE_TIMEOUT, "umask": 0}
     shown: dict[str, tuple[Any, str]] = {
         name: found.get(name, (defaults.get(name), DEFAULT)) for name in OPTIONS if name in found or name in defaults
     }
@@ -69,4 +79,6 @@ def _json(name: str, value: object) -> object:
 
 
 def _words(name: str, value: object) -> str:
-    return "-" if value is None else as_option(name, value)
+    if value is None:
+        return "half of the cache disk" if name == "cache_size" else "-"
+    return as_option(name, value)

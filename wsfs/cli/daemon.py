@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 STATUS_TIMEOUT = 10.0
 DYING_SECONDS = 2.0  # between a daemon's last breath and the end of its process: it may have much memory to give back
+DIED = "the daemon died"
 ELSEWHERE = "was it mounted with another WSFS_RUNTIME_DIR or XDG_RUNTIME_DIR?"
 SILENCE_SECONDS = 120.0
 """A daemon at work says so every few seconds. A slow cache disk may keep it from that for a while, but not so long."""
@@ -65,7 +66,7 @@ def status(mountpoint: str | os.PathLike[str]) -> dict[str, Any]:
             f"no workspace is mounted at {mountpoint}: 'wsfs status' lists all, 'wsfs mount' mounts one"
         )
     if record.get("state") in ("STARTING", "RUNNING", "STOPPING"):
-        record |= {"state": "ERROR", "reason": f"the daemon died; {kept(record.get('cache_dir'))}"}
+        record |= {"state": "ERROR", "reason": f"{DIED}; {kept(record.get('cache_dir'))}"}
     return known | record
 
 
@@ -86,7 +87,7 @@ def _without_socket(mount: mounts.Mount, cache: object) -> dict[str, Any]:
     """How a mount is, if nobody listens at its control socket, or the socket is not where we look."""
     found = mounts.pulse(mount.mountpoint)
     if found is mounts.Pulse.DEAD:
-        return {"state": "ERROR", "reason": f"the daemon died; {kept(cache)}", "cache_dir": cache}
+        return {"state": "ERROR", "reason": f"{DIED}; {kept(cache)}", "cache_dir": cache}
     if found is mounts.Pulse.SILENT:
         reason = f"the mount did not answer within {mounts.ANSWER_SECONDS:g} s. {control.HANGS}"
         return {"state": "ERROR", "reason": reason}
@@ -156,18 +157,34 @@ def stays(mountpoint: str | os.PathLike[str], path: str) -> bool | None:
 
 
 def only_mount() -> str:
-    """The mount point of the writable workspace that the current directory is in, or else of the only one that is
-    mounted here. Raises UsageError if there are several, or NotMountedError."""
+    """The mount point of the writable workspace that the current directory is in, or else of the only one here that the
+    caller may control. Raises UsageError if there are several, or NotMountedError."""
     with contextlib.suppress(FileNotFoundError):
         around = mounts.containing(os.getcwd())
         if around is not None and around.is_wsfs and "ro" not in around.options:
             return around.mountpoint
-    found = [mount.mountpoint for mount in mounts.all_mounts() if mount.is_wsfs and "ro" not in mount.options]
-    if not found:
+    there = [mount for mount in mounts.all_mounts() if mount.is_wsfs and "ro" not in mount.options]
+    if not there:
         raise NotMountedError("no workspace is mounted on this machine: mount one with 'wsfs mount URL MOUNTPOINT'")
-    if len(set(found)) > 1:
-        raise UsageError(f"several workspaces are mounted here: name one of {', '.join(sorted(set(found)))}")
-    return found[0]
+    found = {mount.mountpoint for mount in there if _may_control(mount)}
+    if not found:
+        others = ", ".join(sorted({mount.mountpoint for mount in there}))
+        raise NotMountedError(
+            f"no workspace of yours is mounted on this machine, only those of other users ({others}): mount one with"
+            " 'wsfs mount URL MOUNTPOINT', or try sudo"
+        )
+    if len(found) > 1:
+        raise UsageError(f"several workspaces are mounted here: name one of {', '.join(sorted(found))}")
+    return found.pop()
+
+
+def _may_control(mount: mounts.Mount) -> bool:
+    """Whether this user has mounted it, or is root or its operator, who owns its socket."""
+    if os.geteuid() in (0, mount.owner):
+        return True
+    with contextlib.suppress(WsfsError):
+        return os.access(control.socket_path(mount.mountpoint, mount.owner), os.W_OK)
+    return False
 
 
 def stop(

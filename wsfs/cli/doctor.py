@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
-from wsfs.cli import mounts
-from wsfs.cli.checks import Finding, cache, failed, machine, mounted
+from wsfs.cli import mounts, status
+from wsfs.cli.checks import Finding, cache, failed, left, machine, mounted, set_aside
 from wsfs.cli.output import json_option, print_json
 from wsfs.cli.store import opened, store_options
 from wsfs.config import load_settings
@@ -70,11 +70,19 @@ def _all(urls: list[str], places: list[str], options: Mapping[str, Any]) -> Iter
     yield Finding("settings", "ok", "environment and configuration files can be read")
     for url in urls:
         try:
-            yield from cache(load_settings(url, places[0] if places else "/", flags=options))
+            settings = load_settings(url, places[0] if places else "/", flags=options)
+            yield from cache(settings)
+            if not places:
+                yield from set_aside(settings.cache_dir, url)
             with opened(url, options) as (bare, _):
                 from wsfs.cli.checks_store import store
 
-                yield from store(bare)
+                exists = False
+                for finding in store(bare):
+                    exists |= finding.check == "workspace" and finding.level == "ok"
+                    yield finding
+            if exists and not places:  # of a mount that has been said
+                yield left(status.from_store(url, options))
         except WsfsError as exc:
             yield failed("store", exc, "'wsfs config URL' shows the settings that are used")
 

@@ -26,6 +26,16 @@ if TYPE_CHECKING:
 
 SHOWN = 20
 STDOUT = "-"
+COMPRESSED = {
+    ".tar.gz": "gzip",
+    ".tgz": "gzip",
+    ".tar.xz": "xz",
+    ".txz": "xz",
+    ".tar.zst": "zstd",
+    ".tar.bz2": "bzip2",
+    ".tbz2": "bzip2",
+}
+"""Ends of names that nobody wants for a directory, and what makes such a file."""
 
 
 @click.command(short_help="Copy a workspace out of its store, or the unsaved.")
@@ -33,7 +43,12 @@ STDOUT = "-"
 @click.argument("target", metavar="[DIR|FILE.tar|-]", type=click.Path(allow_dash=True), required=False)
 @click.option("--at", "wanted", metavar="ID", help="The save point: a number, name or time. Default: the newest.")
 @click.option("--unsaved", "rescued", metavar="DIR", help="Only what was never saved, to a new or empty directory.")
-@click.option("--cache-dir", metavar="DIR", type=click.Path(), help="Export from a cache directory that is not in use.")
+@click.option(
+    "--cache-dir",
+    metavar="DIR",
+    type=click.Path(),
+    help="Export from a cache directory that is not in use, or one set aside in it.",
+)
 @click.option("--url", metavar="URL", help="The workspace, for files of which a part is only in the store.")
 @store_options
 @json_option
@@ -80,6 +95,11 @@ def export(
         raise UsageError("name a workspace and where it goes to, or say --unsaved for what was never saved")
     if cache_dir is not None or url is not None:
         raise UsageError("--cache-dir and --url go with --unsaved")
+    program = next((program for end, program in COMPRESSED.items() if target.lower().endswith(end)), None)
+    if program is not None:
+        raise UsageError(
+            f"wsfs does not compress: give a program the archive, 'wsfs export {source} - | {program} > {target}'"
+        )
     whole(source, target, wanted, where, as_json=as_json)
 
 

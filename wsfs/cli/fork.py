@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from wsfs.cli.output import files, json_option, print_json, size
-from wsfs.cli.store import bare_store, key_of, opened_workspace, store_options
+from wsfs.cli.store import bare_store, key_of, mount_command, opened_workspace, store_options
 from wsfs.errors import UsageError
 from wsfs.values import parse_save_point
 
@@ -70,7 +70,7 @@ def fork(url: str, new_url: str, wanted: str | None, release: bool, keep: bool, 
             told |= {"files": of.files, "bytes": of.bytes}
             text = (
                 f"Forked: {files(of.files)}, {size(of.bytes)} of {url} #{of.seq}."
-                f" Mount it: wsfs mount {new_url} /workspace"
+                f" Mount it: {mount_command(new_url, where)}"
             )
     if as_json:
         print_json(told)
@@ -80,12 +80,19 @@ def fork(url: str, new_url: str, wanted: str | None, release: bool, keep: bool, 
 
 def _commit(base: Store, wanted: str | None) -> Manifest:
     """The save point to fork. HEAD's needs no list of all."""
-    from wsfs.repo.head import read_head
+    from wsfs.repo.head import State, read_head
     from wsfs.repo.workspace import read_format
     from wsfs.sync.history import find, save_points
     from wsfs.sync.load import read_manifest
 
     read_format(base)  # says so if the key is missing
     if wanted is None:
-        return read_manifest(base, read_head(base).head)
+        head = read_head(base).head
+        if head.state == State.SYNC_FAILED or (head.holder is not None and head.state != State.STOPPED):
+            click.echo(
+                f"wsfs: {base.url} is {head.state}: what is not saved there is not in the fork, which begins as save"
+                f" point #{head.seq} of {head.saved_at}",
+                err=True,
+            )
+        return read_manifest(base, head)
     return find(save_points(base), parse_save_point(wanted)).manifest

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from wsfs.cli.output import json_option, print_json
-from wsfs.cli.store import opened, store_options
+from wsfs.cli.store import mount_command, opened, store_options
 from wsfs.errors import UsageError
 
 
@@ -57,7 +57,7 @@ def init(
     if as_json:
         print_json({"url": url, "workspace_id": made.workspace_id, "created": made.created})
     else:
-        click.echo(f"Made workspace {made.workspace_id} at {url}. Mount it: wsfs mount {url} /workspace")
+        click.echo(f"Made workspace {made.workspace_id} at {url}. Mount it: {mount_command(url, where)}")
 
 
 def parse_labels(words: Sequence[str]) -> dict[str, str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from wsfs.cli.background import source_root
-from wsfs.errors import UsageError
+from wsfs.errors import UsageError, WsfsError
 
 # mount(8) looks for mount.TYPE by the type it is given; umount(8) by the type in the kernel's list:
 # fuse.wsfs.
@@ -45,6 +45,9 @@ def install_helpers(prefix: str, python: str | None, remove: bool) -> None:
       s3://bucket/ada /workspace wsfs allow_other,nosuid,nodev,_netdev 0 0
     """
     directory = sbin(Path(prefix))
+    there = next(path for path in (directory, *directory.parents) if path.exists())
+    if not os.access(there, os.W_OK):
+        raise WsfsError(f"this user may not write to {there}: it needs root, try sudo")
     if remove:
         for path in sorted(directory.joinpath(name) for name in HELPERS):
             if is_ours(path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
@@ -33,8 +34,9 @@ def keep(source: str, target: str | None, force: bool, as_json: bool) -> None:
     """Copy the file or directory SOURCE to TARGET in a workspace, with modes, times and, for root, owners.
 
     Without TARGET it goes to the top of the workspace that the current directory is in, or else of the only one that
-    is mounted here, under its own name. A TARGET with a slash at its end is the directory to put it into. It appears
-    there whole, or not at all. What is there already is not replaced without --force.
+    is mounted here, under its own name. A TARGET with a slash at its end is the directory to put it into. Directories
+    that are missing on the way are made. It appears there whole, or not at all. What is there already is not replaced
+    without --force.
 
     \b
     Examples:
@@ -65,12 +67,14 @@ def place(source: str, target: str | None) -> str:
         into = os.path.join(daemon.only_mount(), name)
     else:
         into = os.path.join(os.path.abspath(target), name) if target.endswith("/") else os.path.abspath(target)
-    parent = os.path.dirname(into)
-    if not os.path.isdir(parent):
-        raise UsageError(f"{parent} is not a directory: make it first, with 'mkdir -p {parent}'")
-    mount = mounts.containing(os.path.realpath(parent))
+    there = os.path.dirname(into)
+    while not os.path.lexists(there):
+        there = os.path.dirname(there)
+    mount = mounts.containing(os.path.realpath(there))
     if mount is None or not mount.is_wsfs:
         raise UsageError(f"{into} is not in a workspace, so it would not be kept: name a path below its mount point")
+    if not os.path.isdir(there):
+        raise UsageError(f"{there} is not a directory: name another place")
     if os.path.commonpath([real_path(source), real_path(into)]) == real_path(source):
         raise UsageError(f"{into} lies in {source} itself: name another place")
     return into
@@ -94,7 +98,9 @@ class Copy:
             raise UsageError(f"{os.fsdecode(target)} is there already: name another place, or replace it with --force")
         parent, name = os.path.split(target)
         fresh = os.path.join(parent, b".%s.keep-%d" % (name[:200], os.getpid()))
+        made: list[bytes] = []
         try:
+            _make_directories(parent, made)
             self._copy(self.source, fresh)
             try:
                 _rename(fresh, target, RENAME_NOREPLACE)
@@ -102,6 +108,7 @@ class Copy:
                 if not force:
                     raise
                 _rename(fresh, target, RENAME_EXCHANGE)
+            made.clear()
         except OSError as exc:
             what = os.fsdecode(exc.filename or self.source)
             raise WsfsError(
@@ -110,6 +117,9 @@ class Copy:
             ) from exc
         finally:
             _remove(fresh)  # half a copy, or what was replaced
+            for directory in reversed(made):
+                with contextlib.suppress(OSError):  # somebody else uses it meanwhile
+                    os.rmdir(directory)
 
     def _copy(self, source: bytes, target: bytes) -> None:
         status = os.lstat(source)
@@ -143,6 +153,14 @@ class Copy:
         if not stat.S_ISLNK(status.st_mode):
             os.chmod(target, stat.S_IMODE(status.st_mode))
         os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns), follow_symlinks=False)
+
+
+def _make_directories(path: bytes, made: list[bytes]) -> None:
+    """As 'mkdir -p'; `made` gets those that were missing."""
+    if not os.path.isdir(path):
+        _make_directories(os.path.dirname(path), made)
+        os.mkdir(path)
+        made.append(path)
 
 
 def _remove(path: bytes) -> None:

@@ -14,6 +14,7 @@ from wsfs.cli.paths import MOUNTPOINT
 from wsfs.cli.serve import Reporter, serve
 from wsfs.cli.store import store_options
 from wsfs.config import load_settings
+from wsfs.errors import UsageError
 from wsfs.values import parse_duration, parse_save_point
 
 
@@ -80,6 +81,8 @@ def mount(
       wsfs mount s3://bucket/ada /workspace --foreground
       mount -t wsfs s3://bucket/ada /workspace -o ro    once 'wsfs install-helpers' has run
     """
+    if "://" in mountpoint and "://" not in url:
+        raise UsageError(f"the URL comes first, then the directory: wsfs mount {mountpoint} {url}")
     given = {name: value or None for name, value in flags.items()}  # a flag that is absent says nothing
     given["cache_dir"] = Path(cache_dir).absolute() if cache_dir else None
     given["save_interval"] = parse_duration(save_interval) if save_interval else None

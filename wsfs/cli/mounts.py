@@ -101,6 +101,8 @@ def check(where: Path, *, allow_other: bool) -> None:
     if not where.is_dir():
         missing = "does not exist: make it with mkdir" if not where.exists() else "is not a directory"
         raise MountError(f"the mount point {where} {missing}")
+    if os.geteuid() != 0 and not os.access(where, os.W_OK):
+        raise MountError(f"this user may not write to {where}, and so not mount there: choose a directory of your own")
     if not os.path.exists("/dev/fuse"):
         raise MountError("this machine has no /dev/fuse: load the fuse module, or give the container the device")
     if not os.access("/dev/fuse", os.R_OK | os.W_OK):

@@ -37,7 +37,11 @@ def guarded(body: Callable[[], object]) -> int:
         result = body()
         sys.stdout.flush()
     except click.UsageError as exc:
-        _complain(exc.format_message())
+        message = exc.format_message()
+        if exc.ctx is not None and message == exc.ctx.get_help():  # nothing was asked for: then that is all
+            _write(message)
+            return exc.exit_code
+        _complain(message)
         if exc.ctx is not None:
             _write(f"Try '{exc.ctx.command_path} --help' for help and examples.")
         return exc.exit_code

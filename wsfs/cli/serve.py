@@ -7,14 +7,16 @@ import gc
 import json
 import logging
 import os
+import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
 from wsfs import control
 from wsfs.cli import daemon, mounts
 from wsfs.config import MountSettings
-from wsfs.errors import DeadlineError, SyncFailedError
+from wsfs.errors import DeadlineError, NoWorkspaceError, SyncFailedError, UsageError
 from wsfs.log import REPORT, get_log
 from wsfs.logfile import set_up
 from wsfs.notify import Notifier
@@ -57,6 +59,33 @@ class Reporter:
             self._descriptor = None
 
 
+def refuse_overlap(settings: MountSettings) -> None:
+    """A cache in the store would be taken for objects, and a store in the cache for something that may go. Raises
+    UsageError."""
+    if not settings.url.startswith("file:"):
+        return
+    from wsfs.store.url import parse_file_url
+
+    store, cache = os.path.realpath(parse_file_url(settings.url)), os.path.realpath(settings.cache_dir)
+    if os.path.commonpath([store, cache]) in (store, cache):
+        raise UsageError(
+            f"the cache directory {settings.cache_dir} and the store {store} must not lie in each other: choose another"
+            " with --cache-dir"
+        )
+
+
+@contextlib.contextmanager
+def no_cache_without_workspace(directory: Path) -> Iterator[None]:
+    """A cache directory that is made meanwhile goes again if there is no workspace: each mistyped URL has its own."""
+    there = directory.exists()
+    try:
+        yield
+    except NoWorkspaceError:
+        if not there:
+            shutil.rmtree(directory, ignore_errors=True)
+        raise
+
+
 def serve(settings: MountSettings, reporter: Reporter, log_file: Path | None = None) -> int:
     """Be the daemon; returns the exit code, 0 after a stop that saved everything. The log goes to stderr without
     `log_file`. A KeyboardInterrupt is raised again, and so is everything where a person reads stderr.
@@ -87,6 +116,7 @@ def serve(settings: MountSettings, reporter: Reporter, log_file: Path | None = N
     gc.disable()  # what a start makes stays, and it would be looked through a dozen times
     ours = False  # a living mount that is there already has its own record
     try:
+        refuse_overlap(settings)
         mounts.check(where, allow_other=settings.allow_other)
         ours = True
         if mounts.find_wsfs(where) is not None:
@@ -95,7 +125,8 @@ def serve(settings: MountSettings, reporter: Reporter, log_file: Path | None = N
         daemon.wait_for_predecessor(where, waiting)
         from wsfs.mount import run
 
-        run(settings, ready, progress)
+        with no_cache_without_workspace(settings.cache_dir):
+            run(settings, ready, progress)
     except BaseException as exc:
         # Nothing here may touch the mount: if it is still there, this process would have to answer.
         error = control.as_wsfs_error(exc)

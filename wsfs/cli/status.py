@@ -67,6 +67,7 @@ def from_store(url: str, options: Mapping[str, Any]) -> dict[str, Any]:
     with opened_workspace(url, options, deadline=20.0) as store:
         from wsfs.repo.head import read_head
         from wsfs.repo.workspace import read_format
+        from wsfs.sync.lease import SILENT_SECONDS
 
         try:
             version = read_head(store)
@@ -75,10 +76,19 @@ def from_store(url: str, options: Mapping[str, Any]) -> dict[str, Any]:
             raise
     head = version.head
     holder = head.holder
+    state, reason = str(head.state), head.reason
+    if holder is not None and version.age is not None and version.age > SILENT_SECONDS:
+        # Nobody has said ERROR: who died cannot. SYNC_FAILED says more than that, and stays.
+        state = state if state == "SYNC_FAILED" else "ERROR"
+        silent = (
+            f"no sign of life from {holder.host} (process {holder.pid}) for {duration(version.age)}: if it died, what"
+            " it had not saved is in its cache directory there, and the next mount with that cache saves it"
+        )
+        reason = f"{reason}; {silent}" if reason else silent
     return {
         "url": url,
-        "state": str(head.state),
-        "reason": head.reason,
+        "state": state,
+        "reason": reason,
         "epoch": head.epoch,
         "seq": head.seq,
         "host": holder.host if holder else None,
@@ -96,7 +106,10 @@ def describe(one: Mapping[str, Any]) -> str:
     state = str(one["state"])
     shown = click.style(state, fg="green" if state in GOOD_STATES else "red", bold=True)
     lines = [f"{printable(str(one.get('mountpoint') or one.get('url')))}  {shown}"]
-    lines += [f"  {name:<10} {printable(text)}" for name, text in _lines(one) if text]
+    for name, text in _lines(one):
+        # What has several lines, such as the names of what is missing, is shown on as many, below each other.
+        for number, line in enumerate(text.split("\n") if text else ()):
+            lines.append(f"  {'' if number else name:<10} {printable(line)}")
     return "\n".join(lines)
 
 
@@ -123,6 +136,7 @@ def _lines(one: Mapping[str, Any]) -> list[tuple[str, str]]:
     lines.append(("notice", str(one.get("notice") or "")))
     if one.get("mountpoint"):
         lines.append(("workspace", str(one.get("url") or "")))
+    lines.append(("mode", _mode(one)))
     if one.get("unsaved_files") is not None:
         unsaved = f"{files(one['unsaved_files'])}, {size(one.get('unsaved_bytes') or 0)}"
         lines.append(("forecast", forecast(one)))
@@ -141,3 +155,14 @@ def _lines(one: Mapping[str, Any]) -> list[tuple[str, str]]:
     if one.get("host"):
         lines.append(("held by", f"{one['host']}, process {one.get('pid')}"))
     return lines
+
+
+def _mode(one: Mapping[str, Any]) -> str:
+    """What a read-only mount shows; empty for any other."""
+    if not one.get("read_only"):
+        return ""
+    if one.get("at"):
+        return f"read-only, shows save point {one['at']}"
+    if one.get("follow"):
+        return f"read-only, looks for a newer save point every {duration(one['follow'])}"
+    return "read-only, 'wsfs refresh' moves it to the newest save point"

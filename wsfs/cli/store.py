@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -36,6 +37,13 @@ def store_options(command: _Command) -> _Command:
     )
     kms = click.option("--kms-key", metavar="ID", help="Likewise, in AWS's key management service.")
     return endpoint(style(file(kms(command))))
+
+
+def mount_command(url: str, where: Mapping[str, Any]) -> str:
+    """What mounts the workspace at `url`, with the store options that this command was given."""
+    flags = ("endpoint_url", "addressing_style", "key_file", "kms_key")
+    given = [f"--{name.replace('_', '-')} {shlex.quote(str(where[name]))}" for name in flags if where.get(name)]
+    return " ".join(["wsfs mount", url, "/workspace", *given])
 
 
 @contextlib.contextmanager

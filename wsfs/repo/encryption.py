@@ -123,7 +123,7 @@ def new_key(wrapper: Wrapper, workspace: str) -> WrappedKey:
 def unwrap(found: WrappedKey, wrapper: Wrapper, workspace: str, url: str) -> Cipher:
     """The cipher of a workspace. Raises EncryptionKeyError."""
     if found.kind != wrapper.kind:
-        option = "-o kms_key=ID" if found.kind == "aws-kms" else "-o key_file=FILE"
+        option = "--kms-key ID" if found.kind == "aws-kms" else "--key-file FILE"
         raise EncryptionKeyError(f"the workspace at {url} has a key of another kind: give it with {option}")
     key = wrapper.unwrap(found.wrapped, workspace)
     if len(key) != KEY_SIZE:

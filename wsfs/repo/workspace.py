@@ -133,7 +133,7 @@ def decode_format(data: bytes, url: str, cipher: Cipher | None = None) -> Format
         if cipher is not None:
             raise _not_encrypted(url)
     elif cipher is None:
-        raise EncryptionKeyError(f"the workspace at {url} is encrypted: name its key with -o key_file= or -o kms_key=")
+        raise EncryptionKeyError(f"the workspace at {url} is encrypted: name its key with --key-file or --kms-key")
     else:
         told, whole = cipher.open(FORMAT_KEY, _from_hex(v, "sealed", url))
         if not whole:

@@ -102,4 +102,5 @@ def find(points: Iterable[SavePoint], wanted: str) -> SavePoint:
     for point in points:
         if point.line and seconds_of(point.manifest.created) <= when.timestamp():
             return point
-    raise NoSavePointError(f"no save point is as old as {wanted}: 'wsfs log' lists those that are kept")
+    asked = when.isoformat(timespec="seconds")
+    raise NoSavePointError(f"no save point is as old as {asked}: 'wsfs log' lists those that are kept")

@@ -11,6 +11,7 @@ from shutil import rmtree
 from typing import Final, TypeVar
 from uuid import UUID
 
+from wsfs import aside as asides
 from wsfs.data.overlay import Overlay
 from wsfs.errors import CacheError, NeedRemote, WsfsError
 from wsfs.index.check import is_whole, salvage
@@ -18,6 +19,7 @@ from wsfs.index.index import Index
 from wsfs.index.journal import PUT_CLEAN, read_segment
 from wsfs.index.names import Entry, entries_of, listed
 from wsfs.model import BLOCK_SIZE
+from wsfs.repo.head import Head, Holder, State
 from wsfs.store.base import Store
 from wsfs.sync.lease import boot_id
 from wsfs.sync.load import Loader
@@ -40,7 +42,7 @@ class Recovery:
     lost: list[bytes] = field(default_factory=list)
     aside: Path | None = None
 
-    def line(self, cache: Path) -> str:
+    def line(self, cache: Path, url: str) -> str:
         """For the user, on one line; "" if there is nothing to say. The names go to a file in the cache directory."""
         if not (self.operations or self.lost or self.aside):
             return ""
@@ -51,7 +53,7 @@ class Recovery:
         if self.aside is not None:
             told += (
                 f"; the index in the cache was damaged, so the mount starts from the newest commit, and what was not"
-                f" saved is in {self.aside}: 'wsfs export --unsaved DIR --cache-dir {cache}' copies what can be read"
+                f" saved is in {self.aside}: '{asides.command(self.aside, url)}' copies what can be read"
             )
         if self.lost:
             what = "not restored" if self.aside is not None else "may lack what was not synced"
@@ -85,6 +87,36 @@ class _Fetching(Have):
             except NeedRemote as need:
                 for fetch in need.fetches.values():
                     fetch()  # type: ignore[operator]
+
+
+def left_elsewhere(before: Head, me: Holder, *, crashed: bool, unsaved: bool) -> str:
+    """What the mount before this one may have had that is in no commit, nor in this cache: for the user, on one line;
+    "" if there is nothing to say.
+
+    `before` is HEAD as it left that. `crashed`: the last mount with this cache did not end in order; `unsaved`: it has
+    changes that build on HEAD.
+    """
+    holder = before.holder
+    if holder is None:
+        if before.state != State.SYNC_FAILED or unsaved:
+            return ""
+        return (
+            f"files are missing here, for the last stop could not save everything: {before.reason}. To have them, stop"
+            " this mount before it has saved anything, and mount with that cache"
+        )
+    if not holder.cache:  # it had none: an import, a repair, a garbage collection
+        return ""
+    if holder.boot_id.partition("/")[0] == me.boot_id.partition("/")[0]:
+        ours = holder.cache == me.cache
+    else:  # the number of a lock says nothing after a reboot; that a cache has seen a crash says enough
+        ours = crashed or unsaved
+    if ours:
+        return ""
+    reason = f" ({before.reason})" if before.reason else ""
+    return (
+        f"files may be missing here, for the mount before did not end in order{reason}: what it had not saved is in its"
+        f" cache directory on {holder.host} (process {holder.pid}, mounted since {holder.since})"
+    )
 
 
 def set_damaged_aside(local: Path, set_aside: Callable[[str], Path]) -> Path | None:

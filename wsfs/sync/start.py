@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final, TypeVar
 from uuid import UUID
 
+from wsfs.aside import command
 from wsfs.data.files import Files
 from wsfs.data.overlay import Overlay
 from wsfs.data.packcache import PackCache
@@ -32,7 +33,7 @@ from wsfs.index.base import drop_pending
 from wsfs.index.index import Batch, Index
 from wsfs.model import MARKER_INO, MARKER_NAME, ROOT_INO, Ino, Packed
 from wsfs.repo import codec
-from wsfs.repo.head import HeadVersion, Holder, State, read_head
+from wsfs.repo.head import Head, HeadVersion, Holder, State, read_head
 from wsfs.repo.manifest import Manifest
 from wsfs.repo.workspace import Format, read_format
 from wsfs.store.base import Store
@@ -40,7 +41,7 @@ from wsfs.store.probe import PROBE_KEY, check_conditional_writes
 from wsfs.sync.history import as_of, find, save_points
 from wsfs.sync.lease import Lease, best_effort, boot_id, wait_for
 from wsfs.sync.load import Loader, read_manifest
-from wsfs.sync.recover import Recovery, lost_in, set_damaged_aside, unsaved_in
+from wsfs.sync.recover import Recovery, left_elsewhere, lost_in, set_damaged_aside, unsaved_in
 from wsfs.tree.namespace import Namespace
 
 T = TypeVar("T")
@@ -139,11 +140,13 @@ class CacheDirectory:
                     os.close(self._lock)
                     raise LeaseHeldError(
                         f"the cache directory {self.path} is in use by process {note.get('pid', '?')}, which has the"
-                        f" workspace mounted at {note.get('mountpoint', '?')}: 'wsfs umount' that first, or give"
-                        f" this mount a directory of its own, with --cache-dir {self.path}-2"
+                        f" workspace mounted at {note.get('mountpoint', '?')}: 'wsfs umount' that first; beside it"
+                        " only another workspace can be mounted, or this one read-only, with another --cache-dir"
                     ) from None
                 if not told and waited >= 0.5:
-                    tell("waiting for the previous mount to finish saving")
+                    stopping = note.get("state") == State.STOPPING
+                    mount = f"mount at {note.get('mountpoint', '?')} to end"
+                    tell(f"waiting for the {'previous mount to finish saving' if stopping else mount}")
                     told = True
                 sleep(0.1)
                 waited += 0.1
@@ -186,6 +189,8 @@ class Workspace:
     loader: Loader
     recovered: str = ""
     """What was restored after a crash, and what was not, on one line; "" if there was no crash."""
+    missing: str = ""
+    """What the mount before this one has kept elsewhere, on one line; "" if nothing."""
 
     def close(self) -> None:
         """Everything local is on disk afterwards. Raises CacheError."""
@@ -253,14 +258,27 @@ def open_workspace(
             lease = Lease.take(store, version, me, takeover=takeover)
             try:
                 reached("leased")
-                return local.open(store, fmt, version, lease, cache_size, tell, manifest)
+                return local.open(store, fmt, version, lease, cache_size, tell, manifest, me)
             except WsfsError as exc:
-                reason = str(exc)
-                best_effort(lambda: lease.release(State.ERROR, reason), lambda _failed: None)
+                state, reason = refused(version.head, str(exc), local.stays(me))
+                best_effort(lambda: lease.release(state, reason), lambda _failed: None)
                 raise
     except BaseException:
         local.close()
         raise
+
+
+def refused(before: Head, reason: str, missing: str) -> tuple[State, str]:
+    """What HEAD says after a start that was refused. That has changed nothing: what HEAD has warned of, and what else
+    is `missing` in the store, is so still."""
+    if before.state == State.SYNC_FAILED:
+        return before.state, before.reason
+    return (State.SYNC_FAILED, f"{reason}; {missing}") if missing else (State.ERROR, reason)
+
+
+def stays_in(cache: Path, host: str) -> str:
+    """For HEAD: where it is that is not in the store."""
+    return f"what was not saved stays in {cache} on {host}, and the next mount with this cache saves it"
 
 
 def _forget_probe(store: Store, probing: Future[None] | None) -> None:
@@ -292,6 +310,10 @@ class _Local:
         self._overlay = Overlay(self._cache.local)
         self._index = Index(self._cache.local, UUID(boot_id()).bytes, self._overlay.sync)
 
+    def stays(self, me: Holder) -> str:
+        """Where the changes are that are only here; "" if there are none."""
+        return stays_in(self._cache.path, me.host) if self._index.is_dirty else ""
+
     def close(self) -> None:
         """The mount is refused: leave everything as it is."""
         with suppress(CacheError):
@@ -314,6 +336,7 @@ class _Local:
         cache_size: int,
         tell: Tell,
         manifest: Future[Manifest] | None = None,
+        me: Holder | None = None,
     ) -> Workspace:
         """Bring the rows up to HEAD, repair what a crash has left, and verify the marker."""
         loader = Loader(store, self._index)
@@ -321,9 +344,11 @@ class _Local:
         if self._recovery.power_lost and self._recovery.aside is None:
             self._recovery.lost = lost_in(self._index, self._overlay)
         self._reached("settled")
+        unsaved = stands and self._index.is_dirty
+        missing = "" if me is None else left_elsewhere(version.head, me, crashed=self._cache.crashed, unsaved=unsaved)
         if not stands:
             if self._index.is_dirty or self._index.kept:
-                self._keep_unsaved(tell)
+                self._keep_unsaved(tell, store.url)
                 self._reached("set aside")
                 loader = Loader(store, self._index)
             for ino in list(self._overlay.inodes()):
@@ -347,6 +372,7 @@ class _Local:
         workspace.recovered = self._account(index, store)
         if workspace.recovered:
             tell(workspace.recovered)
+        workspace.missing = missing
         self._cache.repaired()
         verify_marker(workspace)
         self._reached("verified")
@@ -358,22 +384,22 @@ class _Local:
         recovery.operations, recovery.unsaved = index.recovered, len(index.dirty_inodes)
         if recovery.aside is not None:
             recovery.lost = unsaved_in(recovery.aside, store, index)
-        return recovery.line(self._cache.path)
+        return recovery.line(self._cache.path, store.url)
 
-    def _keep_unsaved(self, tell: Tell) -> None:
+    def _keep_unsaved(self, tell: Tell, url: str) -> None:
         """Set aside what was never saved and builds on a commit that is not HEAD any more; what stays on this machine
         has its place in that commit, so it goes along."""
         what, remedy = "changes that were never saved", ""
         if not self._index.is_dirty:
             what = "files that stay on this machine (.wsfsignore)"
-            remedy = "; remove that directory if nothing in it is needed"
+            remedy = ", and remove that directory if nothing in it is needed"
         self._index.close()
         self._overlay.close()
         aside = self._cache.set_aside("unsaved")
         self._attach()
         tell(
             f"{what} build on a commit that is not the newest any more: they were kept in {aside}, and this mount"
-            f" starts from the newest commit{remedy}"
+            f" starts from the newest commit; '{command(aside, url)}' copies them out{remedy}"
         )
 
 
