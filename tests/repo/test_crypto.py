@@ -274,7 +274,7 @@ def test_keys_that_do_not_fit(bucket: MemoryBucket, key_file: Path, tmp_path: Pa
     other.write_text("0" * 64 + "\n")
     with pytest.raises(EncryptionKeyError, match="other does not hold the key of this workspace"):
         unlock(store, KeyFile(other))
-    with pytest.raises(EncryptionKeyError, match="of another kind: give it with -o key_file"):
+    with pytest.raises(EncryptionKeyError, match="of another kind: give it with --key-file"):
         unlock(store, KmsKey("alias/x"))
     with pytest.raises(WorkspaceExistsError):
         initialise(store, wrapper=KeyFile(other))
