@@ -280,7 +280,7 @@ class World:
     def fsync(self, ino: Ino) -> None:
         """As the fsync handler does it."""
         self.index.guard_data(ino)
-        self.index.sync_point()()
+        self.index.sync_point(ino)()
 
     def errno(self, operation: Callable[..., object], *args: Any, **kwargs: Any) -> int | None:
         """The errno with which an operation fails, None if it does not."""

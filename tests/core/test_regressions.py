@@ -679,3 +679,33 @@ def test_the_reserve_that_a_delete_has_used_comes_back(tmp_path: Path, monkeypat
 
     trio.run(main)
     assert (tmp_path / "ballast").exists()
+
+
+def test_an_fsync_does_not_succeed_because_the_disk_has_told_of_its_failure_before(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Linux tells once, here in the background, and takes the pages for clean. Only a commit makes up for it."""
+    ino, other = world.create(b"file"), world.create(b"other")
+    world.write(ino, 0, b"a" * 200_000)
+    world.commit()
+    world.write(ino, 0, b"b" * 200_000)
+    real, failing = os.fsync, [errno.EIO]
+
+    def fsync(fd: int) -> None:
+        if failing and "/overlay/" in os.readlink(f"/proc/self/fd/{fd}"):
+            raise OSError(failing.pop(), "I/O error")
+        real(fd)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(CacheError, match="disk failed"):
+        world.flush()
+    world.write(other, 0, b"c" * 200_000)
+    world.fsync(other)
+    for _ in range(2):
+        world.flush()
+        with pytest.raises(CacheError, match="survive a power loss"):
+            world.fsync(ino)
+    world.commit()
+    world.fsync(ino)
+    world.write(ino, 0, b"d" * 200_000)
+    world.fsync(ino)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+
+from wsfs.errors import CacheError
 
 
 class Barrier:
@@ -12,6 +14,9 @@ class Barrier:
     def __init__(self, write: Callable[[set[int]], None]) -> None:
         self.write = write
         self._guarded: dict[int, int] = {}
+        self._failed: set[int] = set()
+        """What the disk has once refused to write. Linux tells of that once: then the pages count as clean, whatever
+        the disk has, and the next fsync(2) succeeds."""
         self._stamp = 0
         self._lock = threading.Lock()
 
@@ -28,9 +33,31 @@ class Barrier:
 
     def settle(self, guarded: dict[int, int]) -> None:
         """Any thread: bring the data of these inodes to disk. They stay guarded until that has succeeded, so that
-        nothing that is made durable meanwhile overtakes it; and longer, if they were guarded again meanwhile."""
-        self.write(set(guarded))
+        nothing that is made durable meanwhile overtakes it; and longer, if they were guarded again meanwhile.
+
+        Raises CacheError. Repeated, it may succeed although data is lost: `check` knows that.
+        """
+        try:
+            self.write(set(guarded))
+        except CacheError:
+            with self._lock:
+                self._failed |= guarded.keys()
+            raise
         with self._lock:
             for ino, stamp in guarded.items():
                 if self._guarded.get(ino) == stamp:
                     del self._guarded[ino]
+
+    def check(self, ino: int) -> None:
+        """Any thread: raise CacheError if nobody knows whether the data of this inode is on disk."""
+        if ino in self._failed:
+            raise CacheError(
+                f"the cache disk has failed to write data of inode {ino} before: until that is saved, it may not"
+                " survive a power loss"
+            )
+
+    def saved(self, unsaved: Callable[[], Collection[int]]) -> None:
+        """A commit holds what is not `unsaved`: that no longer depends on this disk."""
+        if self._failed:
+            with self._lock:
+                self._failed.intersection_update(unsaved())

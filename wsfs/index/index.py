@@ -354,6 +354,8 @@ class Index(Rows):
     def thaw(self, *, committed: bool, left: Collection[int] = ()) -> None:
         """The commit of the frozen generation has ended; with success, it left out changes of the inodes in `left`."""
         self._unsaved.thaw(committed=committed, left=left)
+        if committed:
+            self._barrier.saved(lambda: self._unsaved.inodes)
         if committed and not left:
             names.forget(self._directory, self._frozen)
 

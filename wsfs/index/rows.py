@@ -85,13 +85,16 @@ class Rows:
 
     # --- durability -----------------------------------------------------------------------------------------------
 
-    def sync_point(self) -> Callable[[], None]:
-        """Everything acknowledged so far becomes durable by calling the result, on any thread. Raises CacheError."""
+    def sync_point(self, ino: int | None = None) -> Callable[[], None]:
+        """Everything acknowledged so far becomes durable by calling the result, on any thread. Raises CacheError; for
+        `ino` also if the disk has failed with its data before."""
         serial = self._journal.serial
         journal, guarded = self._journal, self._barrier.guarded()
 
         def run() -> None:
             self._barrier.settle(guarded)
+            if ino is not None:
+                self._barrier.check(ino)
             with self._flush_lock:
                 self.flush()  # what was rotated before is durable in LMDB then, and its journal gone
                 if journal is self._journal:

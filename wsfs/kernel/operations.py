@@ -302,9 +302,9 @@ class Operations(pyfuse3.Operations):
     async def fsyncdir(self, fh: int, datasync: bool) -> None:
         await self._sync()
 
-    async def _sync(self) -> None:
-        """Make all that is acknowledged survive a power loss."""
-        await trio.to_thread.run_sync(self._index.sync_point())
+    async def _sync(self, ino: Ino | None = None) -> None:
+        """Make all that is acknowledged survive a power loss; `ino` is what is asked about."""
+        await trio.to_thread.run_sync(self._index.sync_point(ino))
 
     # --- files ----------------------------------------------------------------------------------------------------
 
@@ -352,7 +352,7 @@ class Operations(pyfuse3.Operations):
             # What was refused is told by the kernel, which does not ask for this before somebody has listened.
             self.refusals.told(fh)
             self._index.guard_data(fh)
-            await self._sync()
+            await self._sync(Ino(fh))
 
     # --- the rest -------------------------------------------------------------------------------------------------
 
