@@ -83,7 +83,6 @@ class Answers:
             return self._counters.snapshot()
         if operation == "sync":
             saved = await self._saver.save(State.RUNNING)
-            await self._refuse_if_fenced()
             self._settle(request)
             return self._account(saved)
         if operation == "refresh":
@@ -119,14 +118,6 @@ class Answers:
         self._finished.set()
         while self._stops_asked:
             await self._stop_answered.wait()
-
-    async def _refuse_if_fenced(self) -> None:
-        """With nothing to save a save does not find out that the workspace is somebody else's, and that what is seen
-        here is not what is saved there. Raises FencedError."""
-        lease = self._workspace.lease
-        if lease is not None and lease.fenced is not None:
-            await self._saver.fence(lease.fenced)
-            raise lease.fenced
 
     def _settle(self, request: dict[str, Any]) -> None:
         """Whoever asks has had the kernel hand over what it had, and says what that has complained of. Raises

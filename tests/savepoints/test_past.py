@@ -18,6 +18,7 @@ import pytest
 import trio
 from harness import World, new_directory
 
+from wsfs.errands import Errands
 from wsfs.errors import NeedRemote
 from wsfs.kernel import past
 from wsfs.kernel.fetcher import Fetcher
@@ -326,7 +327,9 @@ def test_a_name_that_no_save_point_has_does_not_ask_the_store_each_time(
     operations = WithPast(
         world.names, world.files, world.index, Fetcher(10), view=View(), xattr=False, free_space=lambda: (0, 0)
     )
-    shelf = operations.shelf = Shelf(world.store, packs, world.cache_path / "at", nothing, nothing, lambda: now)
+    shelf = operations.shelf = Shelf(
+        world.store, packs, world.cache_path / "at", nothing, nothing, Errands(), lambda: now
+    )
 
     def look(name: bytes) -> tuple[int, float]:
         found = trio.run(operations.lookup, AT, name, None)

@@ -282,11 +282,33 @@ def test_who_may_not_write_goes_by_the_own_clock(tmp_path: Path, monkeypatch: py
     store.put("key", b"x")
     mine = DirectoryStore(str(tmp_path), clock=lambda: time.time() + 300)
 
-    def refused() -> tuple[str, int]:
-        raise PermissionError(errno.EACCES, "no")
-
-    monkeypatch.setattr(mine, "_open_temp", refused)
+    monkeypatch.setattr(os, "open", without_new_files(os.O_CREAT, os.O_TMPFILE))
     assert mine.get("key").age == pytest.approx(300, abs=5)
+
+
+def test_the_clock_is_that_of_a_file_with_a_name_where_there_are_none_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = DirectoryStore(str(tmp_path))
+    store.put("key", b"x")
+    mine = DirectoryStore(str(tmp_path), clock=lambda: time.time() + 300)
+    monkeypatch.setattr(os, "open", without_new_files(os.O_TMPFILE))
+    age = mine.get("key").age
+    assert age is not None
+    assert age < 5
+    assert not list((tmp_path / ".tmp").iterdir())
+
+
+def without_new_files(*kinds: int) -> Callable[..., int]:
+    """An os.open that makes no files of these kinds."""
+    real = os.open
+
+    def refusing(path: str, flags: int, mode: int = 0o777) -> int:
+        if any(flags & kind == kind for kind in kinds):
+            raise PermissionError(errno.EACCES, "no")
+        return real(path, flags, mode)
+
+    return refusing
 
 
 def test_a_pack_is_hashed_once_for_many_ranges(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

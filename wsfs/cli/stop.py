@@ -37,8 +37,9 @@ def umount(mountpoint: str, deadline: str | None, as_json: bool) -> None:
       umount /workspace          as the first one, once 'wsfs install-helpers' has run
 
     \b
-    Exit codes: 3 time was up, 31 another mount took the workspace over, 41 everything is saved but the mount
-    is in use, 42 nothing is mounted there, 50 not everything could be saved and the mount is still there.
+    Exit codes: 3 time was up, 31 another mount took the workspace over, 41 everything is saved but
+    the mount is in use, 42 nothing is mounted there, 50 not everything could be saved and the mount
+    is still there.
     """
     seconds: float | None = None
     if deadline is not None:

@@ -267,20 +267,25 @@ class DirectoryStore:
 
     def _measure(self) -> float:
         """How far the clock that stamps files is ahead of ours. 0 for who may not write here, so cannot know."""
+        temp = None
         try:
-            temp, fd = self._open_temp()
-        except OSError:
-            return 0.0
-        try:
-            before = self._clock()
-            os.write(fd, b"\0")
-            return os.fstat(fd).st_mtime - (before + self._clock()) / 2
+            try:
+                # One without a name: whoever only looks leaves no trace.
+                fd = os.open(self._tmp, os.O_WRONLY | os.O_TMPFILE | os.O_CLOEXEC, 0o600)
+            except OSError:  # not every file system has those, NFS for one
+                temp, fd = self._open_temp()
+            try:
+                before = self._clock()
+                os.write(fd, b"\0")
+                return os.fstat(fd).st_mtime - (before + self._clock()) / 2
+            finally:
+                os.close(fd)
         except OSError:
             return 0.0
         finally:
-            os.close(fd)
-            with suppress(OSError):
-                os.unlink(temp)
+            if temp is not None:
+                with suppress(OSError):
+                    os.unlink(temp)
 
     def _etag_of(self, fd: int, info: os.stat_result) -> str:
         """The etag of an open object of which only a range is read: packs are hashed once, not once a range.
