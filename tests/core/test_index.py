@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import lmdb
@@ -333,6 +334,38 @@ def partitioned(path: Path) -> tuple[Index, dict[str, bytes], list[str]]:
 def fetch(need: NeedRemote) -> None:
     for load in need.fetches.values():
         load()  # type: ignore[operator]
+
+
+def test_an_index_is_not_closed_below_a_partition_that_arrives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever fetches it may be a thread that nobody waits for any more. It comes too late, and is told so."""
+    index, _, _ = partitioned(tmp_path)
+    ref = index.unloaded()[0]
+    begun, closed = threading.Event(), threading.Event()
+    told: list[CacheError] = []
+
+    def rows() -> Iterator[tuple[bytes, bytes]]:
+        begun.set()
+        closed.wait(10)
+        yield key(31), b"base"
+
+    def load() -> None:
+        try:
+            index.load(ref, rows())
+        except CacheError as exc:
+            told.append(exc)
+
+    loading = threading.Thread(target=load)
+
+    def rotate() -> bool:  # between the flush and the end
+        loading.start()
+        assert not begun.wait(0.3)
+        return False
+
+    monkeypatch.setattr(index, "rotate", rotate)
+    index.close()
+    closed.set()
+    loading.join(10)
+    assert told
 
 
 def test_a_partition_is_loaded_when_it_is_touched(tmp_path: Path) -> None:

@@ -233,12 +233,13 @@ class Rows:
 
     def close(self) -> None:
         """Flush everything and close. Raises CacheError; nothing is lost then, the journal stays."""
-        self.flush()
-        if self.rotate():
+        with self._flush_lock:  # a thread that nobody waits for any more may still bring a partition
             self.flush()
-        self._reader.close()
-        self._journal.close()
-        self.tables.close()
+            if self.rotate():
+                self.flush()
+            self._reader.close()
+            self._journal.close()
+            self.tables.close()
 
     def frozen_reader(self, freeze: Callable[[], int | None]) -> tuple[int, Reader]:
         """Any thread: run `freeze` on the owner, and return its generation with a view of exactly that state."""
