@@ -242,15 +242,17 @@ class Site:
 
     def _daemons(self) -> list[tuple[int, bytes]]:
         """Our living daemons, and their command lines."""
-        found = []
+        found = {}
         for entry in Path("/proc").iterdir():
             with contextlib.suppress(OSError):
                 shown = (
                     (entry / "cmdline").read_bytes().rstrip(b"\0").replace(b"\0", b" ") if entry.name.isdigit() else b""
                 )
                 if b" --foreground " in shown and b"%s/" % os.fsencode(self.base) in shown:
-                    found.append((int(entry.name), shown))
-        return found
+                    parent = int((entry / "stat").read_bytes().rpartition(b")")[2].split()[1])
+                    found[int(entry.name)] = parent, shown
+        # A process that a daemon is about to start looks like the daemon until it is another program.
+        return [(pid, shown) for pid, (parent, shown) in found.items() if parent not in found]
 
     def mounts(self) -> list[str]:
         """What is mounted below our directory, newest first."""
