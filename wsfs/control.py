@@ -362,7 +362,11 @@ class HungUpError(WsfsError):
 
 
 class SilentError(WsfsError):
-    """A daemon gave no sign of life."""
+    """A daemon gave no sign of life for so many seconds. `what` is the sentence without advice."""
+
+    def __init__(self, seconds: float) -> None:
+        self.what = f"the daemon did not answer within {seconds:g} s"
+        super().__init__(f"{self.what}. {HANGS}")
 
 
 def request(
@@ -400,7 +404,8 @@ def request(
                     if line and tell is not None:
                         tell(json.loads(line)["progress"])
         except TimeoutError:
-            raise SilentError(f"the daemon did not answer within {waiting:g} s. {HANGS}") from None
+            assert waiting is not None
+            raise SilentError(waiting) from None
         except OSError as exc:
             raise HungUpError(f"the daemon hung up: {exc.strerror}; its log says why") from exc
     return parse_answer(answer)

@@ -16,6 +16,7 @@ import click
 import pytest
 
 from wsfs.cli import daemon, main, mounts, process
+from wsfs.cli.history import the_mount
 from wsfs.cli.init import parse_labels, parse_owner
 from wsfs.cli.output import duration, size
 from wsfs.cli.status import of_all
@@ -199,8 +200,10 @@ def test_only_mounts_that_the_caller_may_control_count(monkeypatch: pytest.Monke
     monkeypatch.setenv("WSFS_RUNTIME_DIR", str(tmp_path / "run"))
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     mounted(1000, 1001, 0)
-    assert daemon.only_mount() == "/home/1000/work"
+    assert daemon.only_mount() == the_mount(None).mountpoint == "/home/1000/work"
     mounted(1001, 0)
+    with pytest.raises(NotMountedError, match=r"no workspace of yours .* /home/1001/work.*: name the URL of one"):
+        the_mount(None)
     with pytest.raises(NotMountedError, match=r"no workspace of yours .* only those of other users .*/home/1001/work"):
         daemon.only_mount()
     monkeypatch.setattr(os, "geteuid", lambda: 0)

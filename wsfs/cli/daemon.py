@@ -137,6 +137,11 @@ def ask(
         return control.request(path, message | {"progress": display.pause}, SILENCE_SECONDS, limit=limit, tell=display)
 
 
+def told(mountpoint: str | os.PathLike[str], message: dict[str, Any]) -> dict[str, Any]:
+    """What the daemon of a mount answers to `ask`, for a command to show."""
+    return {name: value for name, value in ask(socket_of(mountpoint), message).items() if name != "ok"}
+
+
 def _hand_over(path: Path, mountpoint: str | os.PathLike[str], *, lenient: bool = False) -> str | None:
     """mounts.hand_over, which would wait for ever for a daemon that hangs: so that one is asked first."""
     control.request(path, {"op": "status"}, SILENCE_SECONDS)
@@ -157,25 +162,30 @@ def stays(mountpoint: str | os.PathLike[str], path: str) -> bool | None:
 
 
 def only_mount() -> str:
-    """The mount point of the writable workspace that the current directory is in, or else of the only one here that the
-    caller may control. Raises UsageError if there are several, or NotMountedError."""
+    """The mount point of the writable workspace that is meant where none is named. Raises as `unnamed`."""
+    return unnamed(lambda mount: "ro" not in mount.options, "mount one with 'wsfs mount URL MOUNTPOINT'").mountpoint
+
+
+def unnamed(fits: Callable[[mounts.Mount], bool], instead: str) -> mounts.Mount:
+    """The workspace that the current directory is in, or else the only one here that the caller may control, of those
+    that fit. Raises UsageError if there are several, or NotMountedError, which says what to do `instead`."""
     with contextlib.suppress(FileNotFoundError):
         around = mounts.containing(os.getcwd())
-        if around is not None and around.is_wsfs and "ro" not in around.options:
-            return around.mountpoint
-    there = [mount for mount in mounts.all_mounts() if mount.is_wsfs and "ro" not in mount.options]
+        if around is not None and around.is_wsfs and fits(around):
+            return around
+    there = [mount for mount in mounts.all_mounts() if mount.is_wsfs and fits(mount)]
     if not there:
-        raise NotMountedError("no workspace is mounted on this machine: mount one with 'wsfs mount URL MOUNTPOINT'")
-    found = {mount.mountpoint for mount in there if _may_control(mount)}
+        raise NotMountedError(f"no workspace is mounted on this machine: {instead}")
+    found = {mount.mountpoint: mount for mount in there if _may_control(mount)}
     if not found:
         others = ", ".join(sorted({mount.mountpoint for mount in there}))
         raise NotMountedError(
-            f"no workspace of yours is mounted on this machine, only those of other users ({others}): mount one with"
-            " 'wsfs mount URL MOUNTPOINT', or try sudo"
+            f"no workspace of yours is mounted on this machine, only those of other users ({others}): {instead}, or try"
+            " sudo"
         )
     if len(found) > 1:
         raise UsageError(f"several workspaces are mounted here: name one of {', '.join(sorted(found))}")
-    return found.pop()
+    return found.popitem()[1]
 
 
 def _may_control(mount: mounts.Mount) -> bool:
@@ -233,7 +243,7 @@ def _stop_by(
         answer = ask(path, {"op": "stop", "deadline": deadline}, display, deadline + MARGIN_SECONDS)
     except control.SilentError as exc:
         raise UnansweredError(
-            f"{str(exc).removesuffix(f'. {control.HANGS}')}; nothing that it has received is lost: {kept(cache_dir)};"
+            f"{exc.what}; nothing that it has received is lost: {kept(cache_dir)};"
             f" it may still end by itself, and else end it with 'kill -9 {pid}' and mount again"
         ) from exc
     except DeadlineError:

@@ -44,9 +44,7 @@ def gc(where: str | None, dry_run: bool, retain: str | None, as_json: bool, **op
     elif retain is not None:
         raise UsageError("--retain goes with a URL: a mount keeps what its own -o retain= says")
     else:
-        path = daemon.socket_of(the_mount(where).mountpoint)
-        answer = daemon.ask(path, {"op": "gc", "dry_run": dry_run})
-        found = {name: value for name, value in answer.items() if name != "ok"}
+        found = daemon.told(the_mount(where).mountpoint, {"op": "gc", "dry_run": dry_run})
     if as_json:
         print_json(found)
     else:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from wsfs import control
 from wsfs.cli import daemon, mounts
 from wsfs.cli.output import duration, files, json_option, print_json, size
 from wsfs.cli.store import opened_workspace, store_options
@@ -136,7 +134,7 @@ def split_where(words: Sequence[str]) -> tuple[str | None, list[str]]:
 
 
 def the_mount(where: str | None) -> mounts.Mount:
-    """The mount at a directory, else the one that we are in, else the only one of this machine.
+    """The mount at a directory, else the one that we are in, else the only one that we may control.
 
     Raises NotMountedError, UsageError.
     """
@@ -145,27 +143,7 @@ def the_mount(where: str | None) -> mounts.Mount:
         if found is None:
             raise NotMountedError(f"no workspace is mounted at {where}: 'wsfs status' lists those that are")
         return found
-    there = [mount for mount in mounts.all_mounts() if mount.is_wsfs]
-    around = mount_of(os.getcwd())
-    if around is not None:
-        return around
-    if not there:
-        raise NotMountedError("no workspace is mounted on this machine: name the URL of one")
-    if len(there) > 1:
-        places = ", ".join(mount.mountpoint for mount in there)
-        raise UsageError(f"several workspaces are mounted on this machine: name one of {places}")
-    return there[0]
-
-
-def mount_of(path: str) -> mounts.Mount | None:
-    """The workspace that a path is in; its last part need not exist."""
-    real = control.real_path(path)
-    inside = [
-        mount
-        for mount in mounts.all_mounts()
-        if mount.is_wsfs and (real + "/").startswith(mount.mountpoint.rstrip("/") + "/")
-    ]
-    return max(inside, key=lambda mount: len(mount.mountpoint), default=None)
+    return daemon.unnamed(lambda _mount: True, "name the URL of one")
 
 
 def ask(where: str | None, options: Mapping[str, Any], request: dict[str, Any]) -> dict[str, Any]:
@@ -173,9 +151,7 @@ def ask(where: str | None, options: Mapping[str, Any], request: dict[str, Any]) 
     if where is not None and "://" in where:
         with opened_workspace(where, options) as store:
             return from_store(store, request)
-    mount = the_mount(where)
-    answer = daemon.ask(daemon.socket_of(mount.mountpoint), request)
-    return {name: value for name, value in answer.items() if name != "ok"}
+    return daemon.told(the_mount(where).mountpoint, request)
 
 
 def from_store(store: Store, request: Mapping[str, Any]) -> dict[str, Any]:

@@ -47,9 +47,8 @@ def restore(paths: Sequence[str], wanted: str, as_json: bool) -> None:
     if any(other != mount for other in found):
         raise UsageError("these paths are in several workspaces: restore in one after the other")
     inside = [os.path.relpath(place, mount.mountpoint) for place in places]
-    answer = _ask(
-        mount, {"op": "restore", "at": parse_save_point(wanted), "paths": ["" if p == "." else p for p in inside]}
-    )
+    paths_inside = ["" if place == "." else place for place in inside]
+    answer = daemon.told(mount.mountpoint, {"op": "restore", "at": parse_save_point(wanted), "paths": paths_inside})
     if as_json:
         print_json(answer)
     else:
@@ -73,7 +72,7 @@ def undo(mountpoint: str | None, as_json: bool) -> None:
       wsfs undo
       wsfs undo /workspace
     """
-    answer = _ask(the_mount(mountpoint), {"op": "undo"})
+    answer = daemon.told(the_mount(mountpoint).mountpoint, {"op": "undo"})
     if as_json:
         print_json(answer)
     else:
@@ -92,11 +91,6 @@ def _place(path: str) -> str:
 def _mount_with(place: str) -> mounts.Mount | None:
     mount = mounts.containing(place)
     return mount if mount is not None and mount.is_wsfs else None
-
-
-def _ask(mount: mounts.Mount, request: dict[str, Any]) -> dict[str, Any]:
-    answer = daemon.ask(daemon.socket_of(mount.mountpoint), request)
-    return {name: value for name, value in answer.items() if name != "ok"}
 
 
 def _tell_what_is_left(answer: Mapping[str, Any]) -> None:

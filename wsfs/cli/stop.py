@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from wsfs import control
 from wsfs.cli import daemon
 from wsfs.cli.output import json_option, kept, print_json, saved
 from wsfs.cli.paths import MOUNTPOINT
@@ -88,7 +89,7 @@ def account_of_failure(mountpoint: str, exc: WsfsError) -> dict[str, Any]:
     """What docs/JSON.md says about a save that failed. null: the daemon that would know is gone, or hangs."""
     left: int | None = None
     state = "SYNC_FAILED" if isinstance(exc, SyncFailedError) else "ERROR"
-    if not isinstance(exc, daemon.UnansweredError):  # which would be silent once more
+    if not isinstance(exc, control.SilentError | daemon.UnansweredError):  # it would be silent once more
         with contextlib.suppress(WsfsError):
             status = daemon.status(mountpoint)
             state, left = str(status["state"]), status.get("unsaved_files")

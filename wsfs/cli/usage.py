@@ -59,8 +59,7 @@ def usage(
         with opened_workspace(where, options) as store:
             found = measure(store)
     else:
-        answer = daemon.ask(daemon.socket_of(the_mount(where).mountpoint), {"op": "usage"})
-        found = {name: value for name, value in answer.items() if name != "ok"}
+        found = daemon.told(the_mount(where).mountpoint, {"op": "usage"})
     found["cost"] = cost(found["stored"]["total"], found.pop("ledger"), rates)
     if as_json:
         print_json(found)
