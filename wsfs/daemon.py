@@ -16,7 +16,6 @@ from wsfs import control
 from wsfs.answers import Answers
 from wsfs.collecting import Collecting
 from wsfs.config import STORE_TIMEOUT, MountSettings
-from wsfs.data.ballast import Ballast
 from wsfs.errands import Errands
 from wsfs.errors import (
     CacheError,
@@ -77,7 +76,6 @@ class Daemon:
         self._stats = stats
         self._workspace = workspace
         self._cache_size = cache_size
-        self._ballast = Ballast(settings.cache_dir)
         self._ready = ready
         # Now, for it looks at the mount point: this thread must never do that once it is the one that answers there.
         self._socket = control.socket_path(settings.mountpoint)
@@ -314,7 +312,7 @@ class Daemon:
             except (CacheError, OSError) as exc:
                 log.warning("cache not shrunk", path=self._settings.cache_dir, error=exc)
             # A delete may have used it, and the next full disk may come in the last save of a stop.
-            await trio.to_thread.run_sync(self._ballast.restore)
+            await trio.to_thread.run_sync(self._saver.ballast.restore)
             # It looks at every file: with a million of them that may take a fiftieth of the time, and no more.
             pause = max(CACHE_SECONDS, 50 * (trio.current_time() - began))
 

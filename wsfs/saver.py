@@ -58,7 +58,7 @@ class Saver:
         self._saving = trio.Lock()
         self.handing_over = trio.Lock()
         """Held while a background save looks into the mount, which is busy then."""
-        self._ballast = Ballast(settings.cache_dir)
+        self.ballast = Ballast(settings.cache_dir)
         self._making_room = trio.Lock()
         self._no_room_until = self._room_made_at = 0.0
         self.state = State.STARTING
@@ -144,18 +144,18 @@ class Saver:
             return await trio.to_thread.run_sync(commit, abandon_on_cancel=True)
         except CacheFullError:
             await self._drop_copies()
-            self._ballast.release()
+            self.ballast.release()
             try:
                 return await trio.to_thread.run_sync(commit, abandon_on_cancel=True)
             finally:
-                self._ballast.restore()
+                self.ballast.restore()
 
     async def _drop_copies(self) -> int:
         """Drop what the store has. Returns bytes freed; raises CacheError."""
         try:
             return await self._evictor.drop_all()
         except CacheFullError:
-            self._ballast.release()
+            self.ballast.release()
             return await self._evictor.drop_all()
 
     async def fence(self, exc: FencedError) -> None:
@@ -180,7 +180,7 @@ class Saver:
         deletes something gets the room that is kept for that.
         """
         asked = time.monotonic()
-        if deleting and self._ballast.release():
+        if deleting and self.ballast.release():
             return True
         async with self._making_room:
             if asked < self._room_made_at:
@@ -205,6 +205,6 @@ class Saver:
                     error=exc,
                 )
             finally:
-                self._ballast.restore()
+                self.ballast.restore()
             self._no_room_until = time.monotonic() + NO_ROOM_SECONDS
             return False

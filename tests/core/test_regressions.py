@@ -7,6 +7,7 @@ import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -669,7 +670,7 @@ def test_the_reserve_that_a_delete_has_used_comes_back(tmp_path: Path, monkeypat
     daemon._cache_size = 0
     daemon._settings = MountSettings("memory://", tmp_path, cache_dir=tmp_path)
     daemon._evictor = Full()  # type: ignore[assignment]
-    daemon._ballast = Ballast(tmp_path)
+    daemon._saver = SimpleNamespace(ballast=Ballast(tmp_path))  # type: ignore[assignment]
     assert Ballast(tmp_path).release()
     monkeypatch.setattr("wsfs.daemon.CACHE_SECONDS", 0.01)
 
