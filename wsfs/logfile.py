@@ -3,7 +3,6 @@ directory, with a few older ones beside it, so large and no larger."""
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import sys
@@ -12,6 +11,7 @@ from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import IO, Any, Final
 
+from wsfs.disk import is_full
 from wsfs.errors import CacheError, CacheFullError
 from wsfs.log import Json, Prioritised, Text
 
@@ -63,7 +63,7 @@ def open_log(path: Path) -> IO[str]:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     except OSError as exc:
-        if exc.errno in (errno.ENOSPC, errno.EDQUOT):
+        if is_full(exc):
             raise CacheFullError(no_room(path.parent)) from exc
         raise CacheError(
             f"the cache directory {path.parent} cannot be used: {exc.strerror}; choose another with --cache-dir"

@@ -6,7 +6,6 @@ the store is asked, so nothing here may import any of that before.
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -16,6 +15,7 @@ from threading import Thread
 from typing import Final
 
 from wsfs.config import STORE_TIMEOUT, MountSettings
+from wsfs.disk import is_full
 from wsfs.errors import CacheError, CacheFullError, UsageError, WsfsError
 from wsfs.log import get_log
 from wsfs.logfile import no_room
@@ -136,7 +136,7 @@ def _enough_room(cache_dir: Path) -> Iterator[None]:
         yield
     except (CacheError, OSError) as exc:
         cause = exc if isinstance(exc, OSError) else exc.__cause__
-        full = isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT)
+        full = isinstance(cause, OSError) and is_full(cause)
         if not (full or isinstance(exc, CacheFullError)):
             raise
         raise CacheFullError(no_room(cache_dir)) from exc

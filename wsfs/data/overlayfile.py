@@ -7,6 +7,7 @@ import errno
 import os
 from typing import Final
 
+from wsfs.disk import is_full
 from wsfs.errors import CacheError, CacheFullError
 from wsfs.log import get_log
 from wsfs.model import BLOCK_SIZE
@@ -72,7 +73,7 @@ def write_all(fd: int, data: bytes | memoryview, offset: int) -> None:
 
 def disk_error(exc: OSError) -> CacheError:
     """What to raise instead."""
-    if exc.errno in (errno.ENOSPC, errno.EDQUOT):
+    if is_full(exc):
         return CacheFullError()
     if exc.errno == errno.EFBIG:
         too_large = CacheError("the file system of the cache directory cannot hold a file of this size")

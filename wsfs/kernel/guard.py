@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import pyfuse3
 
+from wsfs.disk import FULL
 from wsfs.errors import CacheFullError, NeedRemote, WsfsError, errno_of
 from wsfs.log import REPORT, get_log
 from wsfs.model import PAST
@@ -36,7 +37,7 @@ _MAX_CROWDED: Final = 8
 """How often a request may find the cache disk full again after room was made."""
 
 _NOTHING: Final = object()
-_QUIET: Final = frozenset({errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EFBIG})
+_QUIET: Final = frozenset({*FULL, errno.EROFS, errno.EFBIG})
 
 
 def reading(method: Callable[..., R]) -> Handler[R]:

@@ -23,7 +23,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
-from wsfs.disk import sync_directory
+from wsfs.disk import is_full, sync_directory
 from wsfs.errors import (
     AccessDeniedError,
     NotFoundError,
@@ -326,7 +326,7 @@ class DirectoryStore:
         except OSError as exc:
             what = f"{self.url}: cannot {operation} {key}".rstrip()
             why = os.strerror(exc.errno) if exc.errno else str(exc)
-            if exc.errno in (errno.ENOSPC, errno.EDQUOT):
+            if is_full(exc):
                 raise StoreFullError(f"{what}: {why}; free space on that disk or raise the quota") from exc
             if exc.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
                 raise AccessDeniedError(f"{what}: {why}; give this user write access to the directory") from exc

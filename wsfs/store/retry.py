@@ -194,11 +194,11 @@ class RetryingStore:
                 self.stats.took(self.policy.clock() - began)
             return etag
 
-        if if_match is None and if_none_match:
-            etag = self._created(key, data, once)
-        elif if_match is not None:
+        if if_match is not None:
             with_condition = dataclasses.replace(self.policy, attempts=1)
             etag = self._retried(once, with_condition)
+        elif if_none_match:
+            etag = self._created(key, data, once)
         else:
             etag = self._retried(once)
         self.stats.add(bytes_out=len(data))
