@@ -7,8 +7,8 @@ import shutil
 import stat
 import sys
 import tempfile
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -335,6 +335,17 @@ def check_counters(world: World, found: dict[bytes, tuple[Inode, bytes, dict[byt
     inodes = {inode.ino: inode for inode, _, _ in found.values()}
     assert world.index.files == len(inodes)
     assert world.index.bytes == sum(inode.size for inode in inodes.values() if not inode.is_dir)
+
+
+@contextmanager
+def started() -> Iterator[World]:
+    """One in a directory of its own, as long as it is needed."""
+    root = new_directory()
+    world = World(root)
+    world.start()
+    yield world
+    world.crash()
+    shutil.rmtree(root)
 
 
 def delayed_swap(world: World) -> Callable[[], object]:

@@ -31,7 +31,7 @@ from wsfs.errors import (
 from wsfs.index.index import Batch
 from wsfs.model import MARKER_INO, pack_key, segment_key
 from wsfs.repo import codec
-from wsfs.repo.head import HeadVersion, Holder, State, read_head
+from wsfs.repo.head import Head, HeadVersion, Holder, State, read_head
 from wsfs.repo.workspace import initialise
 from wsfs.store.base import Blob
 from wsfs.store.memory import MemoryStore
@@ -355,30 +355,28 @@ def test_names_that_are_taken_are_left_out(world: World, folder: str) -> None:
     assert world.content(b"file") == b"x" * 9000
 
 
-def test_nothing_is_saved_for_a_workspace_that_was_given_back(world: World) -> None:
-    """What changes after that stays in the cache, whatever was asked: the next mount saves it."""
+@pytest.mark.parametrize("when", ["before the commit", "during it"])
+def test_nothing_is_saved_for_a_workspace_that_was_given_back(world: World, when: str) -> None:
+    """The commit is not HEAD, and nothing counts as saved. What has changed stays in the cache, whatever was asked: the
+    next mount saves it."""
     lease = world.workspace.lease
     assert lease is not None
     world.create(b"precious", b"P" * 9000)
-    lease.release(State.SYNC_FAILED, "the store was down")
-    before = world.head()
-    with pytest.raises(SyncFailedError, match="given the workspace back"):
-        world.commit()
-    assert world.head() == before
-    world.close()
-    world.start()
-    assert world.content(b"precious") == b"P" * 9000
+    left: list[Head] = []
 
+    def give_back(step: str) -> None:
+        if step == "manifest":
+            lease.release(State.SYNC_FAILED, "the store was down")
+            left.append(world.head())
 
-def test_a_lease_that_is_given_back_during_a_commit(world: World) -> None:
-    """The commit is not HEAD, and nothing counts as saved."""
-    lease = world.workspace.lease
-    assert lease is not None
-    world.create(b"precious", b"P" * 9000)
-    world.reached = lambda step: lease.release(State.SYNC_FAILED, "no") if step == "manifest" else None
+    if when == "during it":
+        world.reached = give_back
+    else:
+        give_back("manifest")
     with pytest.raises(SyncFailedError, match="given the workspace back"):
         world.commit()
     world.reached = lambda _step: None
+    assert left == [world.head()]
     world.close()
     world.start()
     assert world.content(b"precious") == b"P" * 9000

@@ -97,17 +97,24 @@ def test_one_worker_answers_what_does_not_wait(open_session: Callable[[Handler],
     assert session.begun == 1
 
 
-def test_while_some_wait_others_are_answered(open_session: Callable[[Handler], Session]) -> None:
-    """Each that waits costs a task, and no more; and when all have been answered nothing counts as waiting."""
+def gated(
+    open_session: Callable[[Handler], Session], waits: Callable[[int], bool]
+) -> tuple[Session, list[int], trio.Event]:
+    """A session of which some requests wait for the event, and what it has answered."""
     answered: list[int] = []
     go_on = trio.Event()
 
     async def handler(request: int) -> None:
-        if request < 3:
+        if waits(request):
             await go_on.wait()
         answered.append(request)
 
-    session = open_session(handler)
+    return open_session(handler), answered, go_on
+
+
+def test_while_some_wait_others_are_answered(open_session: Callable[[Handler], Session]) -> None:
+    """Each that waits costs a task, and no more; and when all have been answered nothing counts as waiting."""
+    session, answered, go_on = gated(open_session, lambda request: request < 3)
 
     async def programs() -> None:
         session.ask(0, 10, 1, 11, 2, 12)
@@ -128,15 +135,7 @@ def test_while_some_wait_others_are_answered(open_session: Callable[[Handler], S
 
 
 def test_so_many_may_wait_and_no_more(open_session: Callable[[Handler], Session]) -> None:
-    answered: list[int] = []
-    go_on = trio.Event()
-
-    async def handler(request: int) -> None:
-        if request:
-            await go_on.wait()
-        answered.append(request)
-
-    session = open_session(handler)
+    session, answered, go_on = gated(open_session, lambda request: request > 0)
 
     async def programs() -> None:
         session.ask(*[1] * MAX_TASKS, 0)
@@ -154,15 +153,7 @@ def test_so_many_may_wait_and_no_more(open_session: Callable[[Handler], Session]
 
 def test_all_that_the_kernel_sends_in_the_background_may_wait(open_session: Callable[[Handler], Session]) -> None:
     """And others are answered: what waits for the store keeps nobody from what is here."""
-    answered: list[int] = []
-    go_on = trio.Event()
-
-    async def handler(request: int) -> None:
-        if request:
-            await go_on.wait()
-        answered.append(request)
-
-    session = open_session(handler)
+    session, answered, go_on = gated(open_session, lambda request: request > 0)
 
     async def programs() -> None:
         session.ask(*[1] * MAX_BACKGROUND, 0)

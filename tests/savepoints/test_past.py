@@ -16,7 +16,7 @@ from typing import Any
 import pyfuse3
 import pytest
 import trio
-from harness import World, new_directory
+from harness import World, started
 
 from wsfs.errands import Errands
 from wsfs.errors import NeedRemote
@@ -276,12 +276,8 @@ class Listing:
 
 @pytest.fixture
 def world() -> Iterator[World]:
-    root = new_directory()
-    found = World(root)
-    found.start()
-    yield found
-    found.crash()
-    shutil.rmtree(root)
+    with started() as found:
+        yield found
 
 
 def test_a_portion_of_a_listing_reads_no_more_than_it_tells(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

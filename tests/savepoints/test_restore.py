@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import CALLER, Crash, World, new_directory, shrink, tree
+from harness import CALLER, Crash, World, shrink, started, tree
 
 from wsfs import control
 from wsfs.errors import NoSavePointError, UsageError
@@ -33,12 +33,8 @@ FACTS = ("mode", "uid", "gid", "nlink", "rdev", "size", "atime_ns", "mtime_ns")
 @pytest.fixture
 def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     shrink(monkeypatch)
-    root = new_directory()
-    found = World(root)
-    found.start()
-    yield found
-    found.crash()
-    shutil.rmtree(root)
+    with started() as found:
+        yield found
 
 
 def restorer(world: World, commit: str, *, missing_only: bool = False) -> Restorer:
