@@ -11,14 +11,14 @@ import pytest
 from harness import World, unreachable
 
 from wsfs.data import packcache, unpack
-from wsfs.data.ahead import WINDOWS
 from wsfs.data.packcache import WINDOW
 from wsfs.data.unpack import Unpacker
 from wsfs.errors import TransientStoreError
 from wsfs.model import BLOCK_SIZE, Ino, Packed
 
 BLOCKS = 14
-"""Of a file whose pack has seven windows; with what cannot be compressed the first begins a little after each."""
+LAST = BLOCKS * BLOCK_SIZE // WINDOW
+"""The last window of a pack with such a file, whose blocks cannot be compressed. Its end tells what is in the pack."""
 
 
 class Big:
@@ -34,7 +34,7 @@ class Big:
         assert isinstance(block, Packed)
         self.place = block.loc.epoch, block.loc.pack
 
-    def fetch(self, window: int = 0, count: int = WINDOWS) -> None:
+    def fetch(self, window: int = 0, count: int = LAST + 1) -> None:
         self.world.workspace.packs.fetch(*self.place, window, count)
 
     def read(self, *blocks: int) -> None:
@@ -108,13 +108,13 @@ def test_a_second_pass_is_opened_ahead_as_well(big: Big, unpacker: Unpacker) -> 
     until(lambda: ready(unpacker).get(2) == 2)
 
 
-@pytest.mark.parametrize("order", [(2, WINDOWS - 1), (WINDOWS - 1, 2)])
+@pytest.mark.parametrize("order", [(2, LAST), (LAST, 2)])
 def test_what_comes_later_is_opened_when_it_is_here(big: Big, unpacker: Unpacker, order: tuple[int, int]) -> None:
     """The window itself, and the end of the pack, which tells what is in it."""
     big.fetch(0, 2)
     big.read(0, 1, 2)
     until(lambda: (*big.place, 2) in unpacker._missing)
-    for window in (order[0], 3, 4, 5, 6, 7, order[1]):
+    for window in (order[0], *range(3, LAST), order[1]):
         assert 2 not in ready(unpacker)
         big.fetch(window, 1)
         unpacker.arrived(*big.place)
@@ -124,7 +124,7 @@ def test_what_comes_later_is_opened_when_it_is_here(big: Big, unpacker: Unpacker
 def test_a_store_that_fails_meanwhile_fails_the_reader_and_nothing_else(big: Big, unpacker: Unpacker) -> None:
     """Who reads what is not here is told so; what is here is right; and later all of it is."""
     big.fetch(0, 2)
-    big.fetch(WINDOWS - 2, 1)
+    big.fetch(LAST, 1)
     big.world.store.fault = unreachable
     big.read(0, 1, 2)
     until(lambda: (*big.place, 2) in unpacker._missing)
