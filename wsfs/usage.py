@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from itertools import islice
 from typing import Any, Final
 
 from wsfs.errors import FormatError
 from wsfs.model import ROOT_INO
+from wsfs.parallel import map_ordered
 from wsfs.repo import codec
 from wsfs.repo.head import read_head
 from wsfs.repo.manifest import Manifest, SegmentRef
@@ -151,10 +150,7 @@ def _packs_of(store: Store, refs: list[SegmentRef]) -> Iterator[tuple[str, froze
             return ref.key, frozenset()
         return ref.key, frozenset(_packs_in(row for key, row in rows if codec.table_of(key) == codec.BLOCK))
 
-    rest = iter(refs)
-    with ThreadPoolExecutor(_READERS, "wsfs-usage") as pool:
-        while batch := list(islice(rest, 4 * _READERS)):
-            yield from pool.map(read, batch)
+    return map_ordered(read, refs, threads=_READERS, name="wsfs-usage")
 
 
 def _packs_in(rows: Iterable[bytes | None]) -> Iterator[int]:

@@ -11,7 +11,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from harness import World, new_directory
+from harness import World, new_directory, shrink, without_threads
 
 
 @pytest.fixture
@@ -23,8 +23,9 @@ def tmp_path() -> Iterator[Path]:
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     """A mounted empty workspace, with real block sizes."""
+    without_threads(monkeypatch)
     world = World(tmp_path)
     world.start()
     yield world
@@ -34,8 +35,6 @@ def world(tmp_path: Path) -> Iterator[World]:
 @pytest.fixture
 def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     """The same with blocks of 4 KiB, and packs, partitions and windows to match."""
-    from harness import shrink
-
     shrink(monkeypatch)
     world = World(tmp_path)
     world.start()

@@ -8,12 +8,16 @@ import stat
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
 
+import wsfs.parallel
+import wsfs.store.probe
+import wsfs.sync.start
 from wsfs.data.files import Files
 from wsfs.data.overlay import Overlay
 from wsfs.errors import TransientStoreError
@@ -41,6 +45,7 @@ SMALL = {
     "MAX_DELTAS": 3,
     "_FOLD_FLOOR": 500,
     "WINDOW": 2 * SMALL_BLOCK,
+    "_PREALLOCATE": 1 << 16,  # a directory in memory gives it as pages
 }
 
 
@@ -50,8 +55,31 @@ def new_directory() -> Path:
     return Path(tempfile.mkdtemp(prefix="wsfs-test-", dir=memory if os.access(memory, os.W_OK) else None))
 
 
+class _AtOnce(Executor):
+    """Does what it is told when it is told. To start a thread takes many times as long as a store in memory does."""
+
+    def __init__(self, threads: int, name: str = "") -> None:
+        pass
+
+    def submit(self, function: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
+        future: Future[T] = Future()
+        try:
+            future.set_result(function(*args, **kwargs))
+        except BaseException as exc:  # as in a thread
+            future.set_exception(exc)
+        return future
+
+
+def without_threads(patch: pytest.MonkeyPatch) -> None:
+    """Requests go out one after the other where a mount would send several. Not for a commit, which needs its threads;
+    and the tests with real mounts have them all."""
+    for module in (wsfs.parallel, wsfs.sync.start, wsfs.store.probe):
+        patch.setattr(module, "ThreadPoolExecutor", _AtOnce)
+
+
 def shrink(patch: pytest.MonkeyPatch) -> None:
     """Small blocks everywhere alike, and small packs, partitions and windows, so that borders are cheap to reach."""
+    without_threads(patch)
     for name, module in list(sys.modules.items()):
         for constant, value in SMALL.items():
             if name.startswith("wsfs.") and hasattr(module, constant):

@@ -111,7 +111,7 @@ def _try_forbidden(
     """
     content = _content(store)
     policy = _policy(store)
-    with ThreadPoolExecutor(max_workers=3, thread_name_prefix="probe") as pool:
+    with ThreadPoolExecutor(3, "wsfs-probe") as pool:
         probe = pool.submit(policy.call, lambda: _read(store))
         create = pool.submit(policy.call, lambda: _succeeds(store, content, if_none_match=True))
         replace = pool.submit(policy.call, lambda: _succeeds(store, content, if_match=wrong))

@@ -7,9 +7,7 @@ but one, and HEAD last: who dies before that leaves objects that nothing referen
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Final
@@ -18,6 +16,7 @@ from wsfs.beside import Ended, beside
 from wsfs.errors import FencedError
 from wsfs.log import get_log
 from wsfs.model import segment_key
+from wsfs.parallel import map_ordered
 from wsfs.repo.head import State
 from wsfs.repo.manifest import Manifest, SegmentRef, encode_manifest, new_segment
 from wsfs.repo.segment import Row, portions
@@ -71,19 +70,13 @@ def commit_tree(
 def _put_partitions(store: Store, epoch: int, rows: Iterable[Row]) -> Iterator[SegmentRef]:
     """Several at a time, and no more than that in memory."""
 
-    def put(number: int, start: bytes, piece: list[Row]) -> SegmentRef:
-        ref, data = new_segment(segment_key(epoch, number), piece, start)
+    def put(numbered: tuple[int, list[Row]]) -> SegmentRef:
+        number, piece = numbered
+        ref, data = new_segment(segment_key(epoch, number), piece, b"" if number == 1 else piece[0][0])
         store.put(ref.key, data, if_none_match=True)
         return ref
 
-    waiting: deque[Future[SegmentRef]] = deque()
-    with ThreadPoolExecutor(_WRITERS, "wsfs-bulk") as pool:
-        for number, piece in enumerate(portions(rows, PARTITION_SIZE), 1):
-            waiting.append(pool.submit(put, number, b"" if number == 1 else piece[0][0], piece))
-            if len(waiting) == 2 * _WRITERS:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+    return map_ordered(put, enumerate(portions(rows, PARTITION_SIZE), 1), threads=_WRITERS, name="wsfs-bulk")
 
 
 @contextmanager

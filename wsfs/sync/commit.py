@@ -16,7 +16,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import count
 from typing import Final, Protocol, TypeVar
@@ -30,6 +29,7 @@ from wsfs.index.order import in_order, let_go, once_each
 from wsfs.index.tables import Reader, Writer
 from wsfs.log import get_log
 from wsfs.model import segment_key
+from wsfs.parallel import map_ordered
 from wsfs.repo import codec
 from wsfs.repo.head import State
 from wsfs.repo.manifest import Manifest, SegmentRef, encode_manifest, new_segment
@@ -407,9 +407,12 @@ class Committer:
         return new_segment(segment_key(self._lease.epoch, next(self._segment_numbers)), rows, start)
 
     def _put_segments(self, segments: list[Segment]) -> None:
-        with ThreadPoolExecutor(self._uploads, "wsfs-upload") as pool:
-            for put in [pool.submit(self._store.put, ref.key, data, if_none_match=True) for ref, data in segments]:
-                put.result()
+        def put(segment: Segment) -> str:
+            ref, data = segment
+            return self._store.put(ref.key, data, if_none_match=True)
+
+        for _ in map_ordered(put, segments, threads=self._uploads, name="wsfs-upload"):
+            pass
 
     def _fold(
         self, reader: Reader, changed: list[Row], resolved: dict[bytes, bytes | None], left: Left

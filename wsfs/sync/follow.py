@@ -6,9 +6,7 @@ else is the same by name, and is not read.
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Final
 
 from wsfs.errors import CacheError
 from wsfs.index.base import Standing, move_to
@@ -21,13 +19,11 @@ from wsfs.repo.manifest import Manifest, SegmentRef
 from wsfs.repo.segment import Row
 from wsfs.store.base import Store
 from wsfs.sync.commit import OnOwner
-from wsfs.sync.load import merge_deltas, read_manifest, read_segment
+from wsfs.sync.load import merge_deltas, read_manifest, read_segments
 from wsfs.sync.progress import Progress
 from wsfs.sync.survey import epoch_in, seq_in
 
 log = get_log(__name__)
-
-_PARALLEL: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +65,8 @@ def follow(store: Store, index: Index, on_owner: OnOwner, progress: Progress) ->
     keeps = manifest.deltas[: len(standing.deltas)] == standing.deltas
     fresh = _fresh(index, manifest, None if keeps else index.keys_in_deltas())
     deltas = manifest.deltas[len(standing.deltas) :] if keeps and not fresh else manifest.deltas
-    with ThreadPoolExecutor(_PARALLEL) as pool:
-        partitions = dict(zip(fresh, pool.map(lambda ref: read_segment(store, ref), fresh), strict=True))
-        changes = merge_deltas(list(pool.map(lambda ref: read_segment(store, ref), deltas)))
+    partitions = dict(zip(fresh, read_segments(store, fresh), strict=True))
+    changes = merge_deltas(list(read_segments(store, deltas)))
     progress.plan(0, sum(ref.length for ref in (*fresh, *deltas)))
     progress.done(0, progress.bytes, progress.bytes)
     different: list[bytes] = []

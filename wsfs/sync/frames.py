@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Generator, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Final, NamedTuple
 
 from wsfs.errors import FormatError, NotFoundError
 from wsfs.model import FrameLoc, pack_key
+from wsfs.parallel import map_ordered
 from wsfs.repo.pack import open_frame
 from wsfs.store.base import Store
 from wsfs.store.sealed import read_range
@@ -19,7 +19,7 @@ RUN_RAW: Final = 12 << 20
 
 _GAP: Final = 64 << 10
 _READERS: Final = 4
-_AHEAD: Final = 6
+_AHEAD: Final = 2
 
 
 class FrameUse(NamedTuple):
@@ -39,17 +39,9 @@ def in_order(store: Store, uses: Iterable[FrameUse]) -> Generator[Opened, None, 
 
     The nearer that order is to the one in the packs, the fewer requests. Raises StoreError.
     """
-    waiting: deque[Future[list[Opened]]] = deque()
-    pool = ThreadPoolExecutor(_READERS, "wsfs-frames")
-    try:
-        for run in runs(uses):
-            waiting.append(pool.submit(_opened, store, run))
-            if len(waiting) == _AHEAD:
-                yield from waiting.popleft().result()
-        while waiting:
-            yield from waiting.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
+    opened = partial(_opened, store)
+    for run in map_ordered(opened, runs(uses), threads=_READERS, name="wsfs-frames", ahead=_AHEAD):
+        yield from run
 
 
 def runs(uses: Iterable[FrameUse]) -> Iterator[list[FrameUse]]:

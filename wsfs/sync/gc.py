@@ -14,7 +14,6 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -26,6 +25,7 @@ from wsfs.index.base import Standing
 from wsfs.index.index import Index
 from wsfs.index.tables import Reader, Writer
 from wsfs.log import get_log
+from wsfs.parallel import map_ordered
 from wsfs.repo import codec
 from wsfs.repo.fork import forked
 from wsfs.repo.frame import dump_json
@@ -348,15 +348,15 @@ class Collector:
     def _delete(self, objects: list[tuple[str, int]], kind: str) -> Iterator[int]:
         """Delete objects, and yield the size of each that is gone. Raises StoreError; deleting again is fine."""
         rest = iter(objects)
-        with ThreadPoolExecutor(_DELETERS, "wsfs-delete") as pool:
-            while not self._stopping() and (batch := list(islice(rest, _BATCH))):
-                # A machine may have been suspended in between. Not needed for safety, as long as all keep alike.
-                self._lease.refresh()
-                gone = pool.map(self._store.delete, [key for key, _ in batch])
-                for (key, size), _ in zip(batch, gone, strict=True):
-                    log.debug("deleted", key=key, size=size)
-                    yield size
-                self._reached(f"{kind} deleted")
+        while not self._stopping() and (batch := list(islice(rest, _BATCH))):
+            # A machine may have been suspended in between. Not needed for safety, as long as all keep alike.
+            self._lease.refresh()
+            keys = (key for key, _ in batch)
+            gone = map_ordered(self._store.delete, keys, threads=_DELETERS, name="wsfs-delete")
+            for (key, size), _ in zip(batch, gone, strict=True):
+                log.debug("deleted", key=key, size=size)
+                yield size
+            self._reached(f"{kind} deleted")
 
 
 def _forget(txn: Writer, packs: set[int]) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Final
 
 from wsfs.errors import FormatError, NoSavePointError, NotFoundError
+from wsfs.parallel import map_ordered
 from wsfs.repo.frame import digest
 from wsfs.repo.head import HeadVersion, read_head
 from wsfs.repo.manifest import Manifest, decode_manifest
@@ -50,9 +50,8 @@ def save_points(store: Store) -> list[SavePoint]:
             return None
         return found if found.key == key else None
 
-    with ThreadPoolExecutor(_READERS, "wsfs-history") as pool:
-        keys = list({*listing.commits, head.commit})
-        known = dict(zip(keys, pool.map(read, keys), strict=True))
+    keys = list({*listing.commits, head.commit})
+    known = dict(zip(keys, map_ordered(read, keys, threads=_READERS, name="wsfs-history"), strict=True))
     marks = {marked(key) for key in listing.marks}
     line = [commit.key for commit in lineage(head.commit, known.get, listing.commits, marks, seq_in)]
     if not line:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from typing import Final
 
 from wsfs.errors import FormatError, NotFoundError
 from wsfs.index.base import stand_on
 from wsfs.index.index import Index
+from wsfs.parallel import map_ordered
 from wsfs.repo.frame import digest
 from wsfs.repo.head import Head
 from wsfs.repo.manifest import Manifest, SegmentRef, decode_manifest
@@ -42,6 +43,11 @@ def read_segment(store: Store, ref: SegmentRef) -> list[Row]:
     return list(decode_segment(ref.check(data)))
 
 
+def read_segments(store: Store, refs: Iterable[SegmentRef]) -> Iterator[list[Row]]:
+    """The rows of each of several segments, in their order. Raises as `read_segment`, and StoreError."""
+    return map_ordered(partial(read_segment, store), refs, threads=_PARALLEL, name="wsfs-load")
+
+
 def merge_deltas(deltas: list[list[Row]]) -> list[Row]:
     """One list of rows from several deltas, oldest first: the newest row of a key counts."""
     merged: dict[bytes, bytes | None] = {}
@@ -59,12 +65,11 @@ def committed_rows(
     """
     rows: dict[bytes, bytes | None] = {}
     starts = [ref.start for ref in base]
-    with ThreadPoolExecutor(_PARALLEL) as pool:
-        for segment in pool.map(lambda ref: read_segment(store, ref), reversed(deltas)):
-            rows.update((key, row) for key, row in segment if key in keys and key not in rows)
-        wanted = {bisect_right(starts, key) - 1 for key in keys - rows.keys()}
-        for segment in pool.map(lambda number: read_segment(store, base[number]), sorted(wanted)):
-            rows.update((key, row) for key, row in segment if key in keys and key not in rows)
+    for segment in read_segments(store, reversed(deltas)):
+        rows.update((key, row) for key, row in segment if key in keys and key not in rows)
+    wanted = {bisect_right(starts, key) - 1 for key in keys - rows.keys()}
+    for segment in read_segments(store, (base[number] for number in sorted(wanted))):
+        rows.update((key, row) for key, row in segment if key in keys and key not in rows)
     return dict.fromkeys(keys) | rows
 
 
@@ -85,10 +90,9 @@ class Loader:
 
         Owner thread, before anything else uses the index.
         """
-        with ThreadPoolExecutor(_PARALLEL) as pool:
-            deltas = [pool.submit(read_segment, self._store, ref) for ref in manifest.deltas]
-            first = [(ref, pool.submit(read_segment, self._store, ref)) for ref in manifest.base[:1]]
-            rows = merge_deltas([delta.result() for delta in deltas])
-            self._index.restart(lambda txn: stand_on(txn, manifest, rows))
-            for ref, segment in first:
-                self._index.load(ref, segment.result())
+        first = manifest.base[:1]
+        segments = list(read_segments(self._store, (*manifest.deltas, *first)))
+        rows = merge_deltas(segments[: len(manifest.deltas)])
+        self._index.restart(lambda txn: stand_on(txn, manifest, rows))
+        for ref, segment in zip(first, segments[len(manifest.deltas) :], strict=True):
+            self._index.load(ref, segment)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 from wsfs.model import ROOT_INO, Dirent, Ino, Inode
@@ -13,9 +12,8 @@ from wsfs.repo import codec
 from wsfs.repo.manifest import Manifest
 from wsfs.repo.segment import Row
 from wsfs.store.base import Store
-from wsfs.sync.load import merge_deltas, read_segment
+from wsfs.sync.load import merge_deltas, read_segment, read_segments
 
-_READERS: Final = 8
 _PARTITIONS: Final = 48
 """So many partitions of about 1 MiB are kept in memory."""
 
@@ -26,9 +24,7 @@ class Past:
     def __init__(self, store: Store, manifest: Manifest) -> None:
         self.manifest = manifest
         self._store = store
-        with ThreadPoolExecutor(_READERS, "wsfs-past") as pool:
-            deltas = list(pool.map(lambda ref: read_segment(store, ref), manifest.deltas))
-        self.over: dict[bytes, bytes | None] = dict(merge_deltas(deltas))
+        self.over: dict[bytes, bytes | None] = dict(merge_deltas(list(read_segments(store, manifest.deltas))))
         """What the deltas say; None for what they delete."""
         self._over_keys = sorted(self.over)
         self._starts = [ref.start for ref in manifest.base]

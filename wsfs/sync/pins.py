@@ -8,12 +8,12 @@ A pin lives for `keep` seconds of the store's own clock, counted from when it wa
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final
 
 from wsfs.errors import FormatError, NotFoundError, PreconditionFailedError, TransientStoreError
+from wsfs.parallel import map_ordered
 from wsfs.repo.fork import forked, url_in
 from wsfs.repo.frame import dump_json, load_json
 from wsfs.store.base import ObjectInfo, Store
@@ -152,8 +152,8 @@ def read_pins(store: Store, listed: Iterable[ObjectInfo]) -> dict[str, Pin]:
         except FormatError as exc:
             return _damaged(commit, exc, info.age)
 
-    with ThreadPoolExecutor(_READERS, "wsfs-pins") as pool:
-        return {found.commit: found for found in pool.map(read, listed) if found is not None}
+    found = map_ordered(read, listed, threads=_READERS, name="wsfs-pins")
+    return {pin.commit: pin for pin in found if pin is not None}
 
 
 def read_forks(store: Store, listed: Iterable[ObjectInfo]) -> dict[str, Pin]:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
 from typing import Final
 
 from wsfs.errors import FormatError
+from wsfs.parallel import map_ordered
 from wsfs.repo import codec
 from wsfs.repo.head import read_head
 from wsfs.repo.manifest import Manifest, SegmentRef
@@ -110,8 +109,7 @@ def _read(
         except FormatError:
             return []  # of a pinned commit, which may be damaged: of the others the survey has read all
 
-    rest = iter(refs)
-    with ThreadPoolExecutor(_READERS, "wsfs-room") as pool:
-        while batch := list(islice(rest, _READERS)):
-            check_time()
-            yield from zip(batch, pool.map(one, batch), strict=True)
+    # Nothing ahead of the threads: many segments are large.
+    for found in zip(refs, map_ordered(one, refs, threads=_READERS, name="wsfs-room", ahead=0), strict=True):
+        check_time()
+        yield found

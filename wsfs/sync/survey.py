@@ -8,14 +8,14 @@ from __future__ import annotations
 import re
 from bisect import bisect_left
 from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import islice, pairwise, zip_longest
+from itertools import pairwise, zip_longest
 from typing import Final, NamedTuple, TypeVar
 
 from wsfs.errors import FormatError, NotFoundError, TransientStoreError
 from wsfs.log import get_log
+from wsfs.parallel import map_ordered
 from wsfs.repo import codec
 from wsfs.repo.fork import FORKS, base_of, forked
 from wsfs.repo.frame import digest
@@ -295,12 +295,8 @@ class Survey:
             with suppress(FormatError):
                 self._manifest(key)
 
-        rest = iter(unread)
-        with ThreadPoolExecutor(_READERS, "wsfs-survey") as pool:
-            while batch := list(islice(rest, 4 * _READERS)):
-                self._check_time()
-                for _ in pool.map(read, batch):
-                    pass
+        for _ in map_ordered(read, unread, threads=_READERS, name="wsfs-survey"):
+            self._check_time()
 
     def _read_all(self, keys: Iterable[str], listing: Listing) -> dict[str, Manifest]:
         return {key: found for key in keys if (found := self._find(key, listing)) is not None}
@@ -349,13 +345,14 @@ class Survey:
                 log.warning("a pinned commit is damaged", key=ref.key, error=exc)
                 return None
 
-        rest = iter([ref for ref in refs if ref.key not in known])
-        with ThreadPoolExecutor(_READERS, "wsfs-survey") as pool:
-            while batch := list(islice(rest, _READERS)):
-                self._check_time()
-                for ref, found in zip(batch, pool.map(one, batch), strict=True):
-                    if found is not None:
-                        known[ref.key] = found
+        unread = [ref for ref in refs if ref.key not in known]
+        # Nothing ahead of the threads: many segments are large.
+        for ref, found in zip(
+            unread, map_ordered(one, unread, threads=_READERS, name="wsfs-survey", ahead=0), strict=True
+        ):
+            self._check_time()
+            if found is not None:
+                known[ref.key] = found
 
     def _visible(self, commits: list[Manifest], known: Container[int]) -> set[int]:
         """The packs that rows lead to which at least one of the commits shows."""

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final, NamedTuple
 
 from wsfs.errors import FormatError, NotFoundError
@@ -24,6 +24,7 @@ from wsfs.model import (
     Packed,
     pack_key,
 )
+from wsfs.parallel import map_ordered
 from wsfs.repo import codec
 from wsfs.repo.manifest import Manifest, SegmentRef
 from wsfs.repo.pack import FOOTER_SIZE, read_toc, toc_size
@@ -111,31 +112,30 @@ class Reading:
     def rows(self) -> Iterator[tuple[bytes, bytes]]:
         """Every row, in the order of the keys. Raises StoreError."""
         manifest = self._manifest
-        with ThreadPoolExecutor(_READERS, "wsfs-verify") as pool:
-            deltas = [pool.submit(self._fetch, ref) for ref in manifest.deltas]
-            bases = [pool.submit(self._fetch, ref) for ref in manifest.base]
-            over: dict[bytes, bytes | None] = {}
-            for ref, delta in zip(manifest.deltas, deltas, strict=True):
-                over.update(self._decode(ref, delta.result()))
-            over.update(self._fixes)
-            keys = sorted(over)
-            at = 0
-            for number, ref in enumerate(manifest.base):
-                end = manifest.base[number + 1].start if number + 1 < len(manifest.base) else None
-                for key, value in self._decode(ref, bases[number].result(), start=ref.start, end=end):
-                    while at < len(keys) and keys[at] < key:
-                        found = over[keys[at]]
-                        if found is not None:
-                            yield keys[at], found
-                        at += 1
-                    if at < len(keys) and keys[at] == key:
-                        continue
-                    assert value is not None
-                    yield key, value
-            for key in keys[at:]:
-                found = over[key]
-                if found is not None:
-                    yield key, found
+        refs = (*manifest.deltas, *manifest.base)
+        fetched = map_ordered(self._fetch, refs, threads=_READERS, name="wsfs-verify")
+        over: dict[bytes, bytes | None] = {}
+        for ref in manifest.deltas:
+            over.update(self._decode(ref, next(fetched)))
+        over.update(self._fixes)
+        keys = sorted(over)
+        at = 0
+        for number, ref in enumerate(manifest.base):
+            end = manifest.base[number + 1].start if number + 1 < len(manifest.base) else None
+            for key, value in self._decode(ref, next(fetched), start=ref.start, end=end):
+                while at < len(keys) and keys[at] < key:
+                    found = over[keys[at]]
+                    if found is not None:
+                        yield keys[at], found
+                    at += 1
+                if at < len(keys) and keys[at] == key:
+                    continue
+                assert value is not None
+                yield key, value
+        for key in keys[at:]:
+            found = over[key]
+            if found is not None:
+                yield key, found
 
     def _fetch(self, ref: SegmentRef) -> bytes | FormatError:
         try:
@@ -358,11 +358,9 @@ def read_frames(store: Store, uses: list[FrameUse]) -> Iterator[tuple[FrameUse, 
     Raises StoreError.
     """
     ordered = sorted(uses, key=lambda use: (use.loc.epoch, use.loc.pack, use.loc.offset))
-    with ThreadPoolExecutor(4, "wsfs-verify") as pool:
-        portions = list(runs(ordered))
-        for at in range(0, len(portions), 4):
-            for results in pool.map(lambda run: _check_run(store, run), portions[at : at + 4]):
-                yield from results
+    # Nothing ahead of the threads: a portion may be large.
+    for results in map_ordered(partial(_check_run, store), runs(ordered), threads=4, name="wsfs-verify", ahead=0):
+        yield from results
 
 
 def _check_run(store: Store, run: list[FrameUse]) -> list[tuple[FrameUse, str | None]]:
