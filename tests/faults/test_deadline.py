@@ -225,6 +225,28 @@ def test_a_deadline_while_the_start_profile_is_written(site: Any, proxy: Any) ->
     assert site.status(site.url)["state"] == "STOPPED"
 
 
+def test_a_reader_that_waits_for_the_store_keeps_no_signal_waiting(site: Any, proxy: Any, tools: Any) -> None:
+    """Whoever reads what is not here gets an error when the time is up, and no answer from a store that hangs."""
+    site.mount()
+    path = site.mountpoint / "file"
+    path.write_bytes(os.urandom(9 * MIB))
+    site.elsewhere("-o", "stop_deadline=3s")
+    pid = site.pid()
+    with (
+        proxy.fault("stall response", "GET", "/packs/"),
+        subprocess.Popen(["cat", path], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as reader,
+    ):
+        tools.until(lambda: proxy.treated)
+        began = time.monotonic()
+        os.kill(pid, signal.SIGTERM)
+        tools.until(lambda: tools.is_gone(pid), 60)
+        assert time.monotonic() - began < 5.5
+        assert reader.wait(5) == 1
+    assert not tools.is_mounted(site.mountpoint)
+    assert site.status()["state"] == "STOPPED"
+    assert site.status(site.url)["state"] == "STOPPED"
+
+
 def test_in_use(site: Any) -> None:
     """A deadline is no reason to cut off programs."""
     site.mount()

@@ -195,7 +195,7 @@ def _names(w: Rows) -> None:
 
 def _deep(w: Rows) -> None:
     parent: int = ROOT_INO
-    for ino in range(100, 600):
+    for ino in range(100, 300):
         w.directory(parent, b"d", ino)
         parent = ino
     w.file(parent, b"file", F)
