@@ -16,7 +16,7 @@ SCRIPT = Path(__file__).parents[2] / "scripts" / "crash-test"
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize(
     ("rounds", "options"),
-    [(12, []), (4, ["--power-loss"]), (2, ["--encrypt"])],
+    [(10, []), (4, ["--power-loss"]), (2, ["--encrypt"])],
     ids=["kills", "power losses", "encrypted"],
 )
 def test_what_was_promised_survives(tmp_path: Path, rounds: int, options: list[str]) -> None:

@@ -17,7 +17,7 @@ from rig import Rig
 from wsfs.store.directory import DirectoryStore
 
 CREW = {"tree": "tree", "pair": "pair", "logs": "logs", "bank": "bank", "git": "git"}
-SECONDS = 8.0
+SECONDS = 6.0
 
 
 def by_count(steps: list[Step], count: int) -> list[Match]:

@@ -45,6 +45,7 @@ def typed(page: str) -> list[str]:
     return found
 
 
+@pytest.mark.long
 @pytest.mark.mount
 @pytest.mark.timeout(300)
 def test_the_day_goes_as_its_page_says(wheels: Path, monkeypatch: pytest.MonkeyPatch) -> None:

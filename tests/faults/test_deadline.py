@@ -100,8 +100,15 @@ def test_enough_time(site: Any, tree: Any) -> None:
     assert tree.of(site.mountpoint) == before
 
 
-@pytest.mark.parametrize("way", ["signal", "unmount"])
-@pytest.mark.parametrize("mode", ["stall request", "refuse"])
+@pytest.mark.parametrize(
+    ("mode", "way"),
+    [
+        ("stall request", "signal"),
+        ("refuse", "unmount"),
+        pytest.param("stall request", "unmount", marks=pytest.mark.long),
+        pytest.param("refuse", "signal", marks=pytest.mark.long),
+    ],
+)
 def test_a_deadline_for_others(site: Any, proxy: Any, tools: Any, mode: str, way: str) -> None:
     """SIGTERM, or an unmount that does not ask, while the store is away or hangs for longer: it ends in time."""
     site.mount("-o", "stop_deadline=3s")
@@ -143,7 +150,7 @@ def test_a_deadline_while_a_background_save_hangs(site: Any, proxy: Any, tools: 
     assert path.read_bytes() == b"x" * MIB
 
 
-@pytest.mark.parametrize("size", [MIB, 9 * MIB])
+@pytest.mark.parametrize("size", [MIB, pytest.param(9 * MIB, marks=pytest.mark.long)])
 def test_a_deadline_after_a_stop_that_takes_its_time(site: Any, proxy: Any, tools: Any, size: int) -> None:
     """Whoever has asked without one gets the same answer, at the same time; what they wait for hangs: the pack, or,
     where there is much to save, the word to other hosts that it is being saved."""
@@ -184,7 +191,9 @@ def test_time_is_up_and_nothing_is_left_to_save(site: Any, tools: Any, way: str)
     assert (site.mountpoint / "file").read_text() == "x"
 
 
-@pytest.mark.parametrize("command", ["gc", "restore", "refresh"])
+@pytest.mark.parametrize(
+    "command", ["gc", *(pytest.param(other, marks=pytest.mark.long) for other in ("restore", "refresh"))]
+)
 def test_a_deadline_while_something_else_waits_for_the_store(site: Any, proxy: Any, tools: Any, command: str) -> None:
     """Nobody waits for it. All that is saved is given back, and the next mount with this cache finds it in order."""
     site.mount()

@@ -57,7 +57,9 @@ def test_more_than_fits(site: Any) -> None:
         assert (top / name).read_bytes() == content
 
 
-@pytest.mark.parametrize("left", [0, 16 << 10, 256 << 10])
+@pytest.mark.parametrize(
+    "left", [0, pytest.param(16 << 10, marks=pytest.mark.long), pytest.param(256 << 10, marks=pytest.mark.long)]
+)
 def test_a_mount_on_a_disk_that_is_full(site: Any, disk: Path, left: int) -> None:
     """However far the start gets: it is the cache disk, and no save will make room."""
     filler = disk / "filler"
@@ -131,6 +133,7 @@ def test_somebody_else_fills_the_disk(site: Any, disk: Path) -> None:
         assert (top / name).read_bytes() == content
 
 
+@pytest.mark.long
 def test_full_and_the_store_is_away(site: Any, proxy: Any, disk: Path) -> None:
     """Programs get ENOSPC, in time; reads and deletes go on, what is unsaved stays, and everything works once the store
     is back."""
@@ -292,6 +295,7 @@ def test_a_torn_index(site: Any, tmp_path: Path) -> None:
     assert (top / "after").read_text() == "and on it goes"
 
 
+@pytest.mark.long
 def test_two_copies_of_a_cache(site: Any, tmp_path: Path) -> None:
     """Each may be mounted in turn: what one has saved is never mixed with what the other has not."""
     site.mount()

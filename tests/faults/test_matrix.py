@@ -3,7 +3,7 @@
 Nothing hangs, nothing is lost, work on what is local goes on, the state and the reason are shown, commands fail with
 the store's code and one sentence, and succeed when they are repeated after the fault.
 
-WSFS_TEST_FAULTS=all runs the whole matrix; without it a part that stands for the rest is run.
+`scripts/test --all` runs the whole matrix; without that a part that stands for the rest is run.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-ALL = os.environ.get("WSFS_TEST_FAULTS") == "all"
+ALL = bool(os.environ.get("WSFS_TEST_ALL"))
 IMPATIENT = ("-o", "store_timeout=5")
 """Five seconds for a request and its repetitions, half of that for an answer, ten for a read."""
 READ_SECONDS = 30.0
@@ -56,10 +56,10 @@ MATRIX = [
     Fault("reset", "resets connections", "the connection was closed before the answer"),
     Fault("stall request", "takes requests and does not answer", "no answer in time"),
     Fault("stall response", "stops in the middle of an answer", "no answer in time", often=True, also=True),
-    Fault("dribble", "sends its answers byte by byte", "no answer in time", also=True),
+    Fault("dribble", "sends its answers byte by byte", "no answer in time"),
     Fault("delay", "takes 20 to 500 ms longer for each request", sync=0, mount=0, read=True),
     Fault("500", "answers 500 InternalError", "it is overloaded or busy"),
-    Fault("slowdown", "answers 503 SlowDown", "it is overloaded or busy", also=True),
+    Fault("slowdown", "answers 503 SlowDown", "it is overloaded or busy"),
     Fault("expired", "answers 403 ExpiredToken", "the credentials have expired: renew them", sync=12, mount=12),
     Fault("full", "answers 507 InsufficientStorage", "free space in bucket", sync=16, mount=16),
     Fault("deleted", "has lost every object", "there is no object", sync=14, mount=20, mount_says="no workspace"),

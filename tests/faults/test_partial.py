@@ -204,7 +204,7 @@ def test_a_partial_commit_whose_answer_is_lost(world: World, tmp_path: Path, *, 
     assert look(world, tmp_path / "a") == tree(world)
 
 
-@pytest.mark.parametrize("seed", range(40 if os.environ.get("WSFS_TEST_FAULTS") == "all" else 10))
+@pytest.mark.parametrize("seed", range(40 if os.environ.get("WSFS_TEST_ALL") else 10))
 def test_any_partial_commit_is_whole(world: World, tmp_path: Path, seed: int) -> None:
     """Random changes, commits that leave out random files, crashes: each file in the bucket is as it is now, as it was
     in the last commit, or not there because it is new; and in the end everything is there."""

@@ -41,7 +41,7 @@ def test_the_last_save_is_that_of_the_newest_commit(tmp_path: Path, new_site: Ca
         site.finish()
 
 
-@pytest.mark.parametrize("where", ["at its socket", "in the kernel"])
+@pytest.mark.parametrize("where", [pytest.param("at its socket", marks=pytest.mark.long), "in the kernel"])
 def test_a_mount_that_does_not_answer_keeps_no_one_waiting(site: Any, tmp_path: Path, where: str) -> None:
     """One daemon hangs: that is said soon, and of all other mounts how they are. Without its socket (the commands look
     for that in another directory) there is only the mount itself to ask."""

@@ -232,7 +232,10 @@ def test_nothing_to_export(site: Any, tmp_path: Path) -> None:
     site.wsfs("export", "--unsaved", tmp_path / "none", "--cache-dir", site.cache)
 
 
-@pytest.mark.parametrize("skew", [5 * HOUR, -5 * HOUR], ids=["ahead", "behind"])
+SKEWS = [pytest.param(5 * HOUR, id="ahead", marks=pytest.mark.long), pytest.param(-5 * HOUR, id="behind")]
+
+
+@pytest.mark.parametrize("skew", SKEWS)
 def test_a_wrong_clock(site: Any, tools: Any, tmp_path: Path, skew: float) -> None:
     """The age of HEAD is the store's to say. A host whose clock is wrong by hours waits, is refused, takes over and
     fences like any other."""
@@ -255,7 +258,7 @@ def test_a_wrong_clock(site: Any, tools: Any, tmp_path: Path, skew: float) -> No
     site.umount()
 
 
-@pytest.mark.parametrize("skew", [5 * HOUR, -5 * HOUR], ids=["ahead", "behind"])
+@pytest.mark.parametrize("skew", SKEWS)
 def test_a_wrong_clock_on_a_shared_disk(
     tmp_path: Path, new_site: Callable[[Path, str], Any], tools: Any, skew: float
 ) -> None:

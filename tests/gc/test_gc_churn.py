@@ -42,7 +42,7 @@ def log_files(world: GcWorld, rng: random.Random) -> None:
         world.unlink(name)
 
 
-@pytest.mark.parametrize(("minutes", "most"), [(10, 2.0), (30, 1.5)])
+@pytest.mark.parametrize(("minutes", "most"), [(10, 2.0), pytest.param(30, 1.5, marks=pytest.mark.long)])
 @pytest.mark.parametrize("churn", [overwrite_files, overwrite_blocks, log_files])
 def test_the_bucket_stays_small(
     world: GcWorld, churn: Callable[[GcWorld, random.Random], None], minutes: int, most: float

@@ -137,7 +137,11 @@ def test_an_export_is_what_the_mount_shows(site: Any, tree: Any, tools: Any, tmp
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("site", ["directory", "moto", pytest.param("real", marks=pytest.mark.s3)], indirect=True)
+@pytest.mark.parametrize(
+    "site",
+    [pytest.param("directory", marks=pytest.mark.long), "moto", pytest.param("real", marks=pytest.mark.s3)],
+    indirect=True,
+)
 def test_what_is_imported_is_exported_the_same(site: Any, source: Path, tree: Any, tmp_path: Path, form: str) -> None:
     url = f"{site.url}-imported"
     site.wsfs("import", source, url)

@@ -134,6 +134,7 @@ def test_venv(workspace: Site) -> None:
     assert "pip" in workspace.run(path / "bin" / "python", "-m", "pip", "--version").stdout
 
 
+@pytest.mark.long
 def test_copies_by_every_tool(workspace: Site, tools: type[Helpers], package: Path, tmp_path: Path) -> None:
     """cp -a, rsync -aH, tar with and without --sparse, zip and unzip: each copy is the same, also on another host."""
     top = workspace.mountpoint

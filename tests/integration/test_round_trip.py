@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from tests.integration.conftest import Helpers, Site, Tree
 
 MIB = 1 << 20
-STORES = ["directory", "moto", pytest.param("real", marks=pytest.mark.s3)]
+STORES = [pytest.param("directory", marks=pytest.mark.long), "moto", pytest.param("real", marks=pytest.mark.s3)]
 
 
 def populate(top: Path) -> None:

@@ -127,7 +127,7 @@ def test_a_command_that_does_not_listen_is_killed_in_time(
 
 
 @pytest.mark.parametrize("site", ["moto"], indirect=True)
-@pytest.mark.parametrize("by_itself", [True, False])
+@pytest.mark.parametrize("by_itself", [True, pytest.param(False, marks=pytest.mark.long)])
 def test_when_the_grace_time_is_up_the_rest_stays_in_the_cache(
     site: Site, server: Server, tools: type[Helpers], container: Container, by_itself: bool
 ) -> None:

@@ -68,11 +68,11 @@ def by_signal(number: signal.Signals) -> Callable[[Site, type[Helpers]], None]:
 WAYS = [
     pytest.param(by_command, id="command"),
     pytest.param(by_umount, id="umount"),
-    pytest.param(by_umount_of_a_relative_path, id="umount-relative"),
+    pytest.param(by_umount_of_a_relative_path, id="umount-relative", marks=pytest.mark.long),
     pytest.param(by_fusermount, id="fusermount"),
     pytest.param(by_lazy_umount, id="lazy"),
     pytest.param(by_signal(signal.SIGTERM), id="sigterm"),
-    pytest.param(by_signal(signal.SIGINT), id="sigint"),
+    pytest.param(by_signal(signal.SIGINT), id="sigint", marks=pytest.mark.long),
 ]
 
 
@@ -101,7 +101,7 @@ def test_a_stop_saves_everything(
 
 
 @pytest.mark.parametrize("site", ["moto"], indirect=True)
-@pytest.mark.parametrize("same_cache", [True, False])
+@pytest.mark.parametrize("same_cache", [True, pytest.param(False, marks=pytest.mark.long)])
 def test_the_next_mount_waits(
     workspace: Site, tools: type[Helpers], tree: type[Tree], tmp_path: Path, *, same_cache: bool
 ) -> None:

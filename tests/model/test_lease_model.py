@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from lease_model import Bounds, Model, Rules, explore
 
-ALL = os.environ.get("WSFS_TEST_FAULTS") == "all"
+ALL = bool(os.environ.get("WSFS_TEST_ALL"))
 TWO = Bounds(writers=2, epochs=2, items=1, flights=2)
 MORE = [
     Bounds(writers=1, epochs=4, items=3, flights=3),

@@ -168,6 +168,7 @@ def test_a_save_point_that_was_made_just_now_and_one_with_a_name(worked: Any) ->
         time.sleep(0.5)
 
 
+@pytest.mark.long
 def test_many_save_points_and_a_remount(worked: Any) -> None:
     top = worked.mountpoint
     for number in range(12):
