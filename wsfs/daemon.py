@@ -124,8 +124,10 @@ class Daemon:
             store, workspace.packs, settings.cache_dir / "at", self._rewind.hold, self._rewind.let_go, self._errands
         )
         self._follower = Follower(store, workspace, self._operations, self._evictor, self._errands)
+        self._session = trio.CancelScope()
+        """With the kernel. To cancel it leaves what waits for the store without an answer."""
         self._stopper = Stopper(
-            settings, workspace, self._saver, Notifier.from_environment(), pyfuse3.terminate, self._moved
+            settings, workspace, self._saver, Notifier.from_environment(), self._session.cancel, self._moved
         )
         self._collecting = Collecting(
             settings,
@@ -247,7 +249,8 @@ class Daemon:
         await export(where, str(self._settings.mountpoint), self._counters.snapshot)
 
     async def _serve_kernel(self, tasks: trio.Nursery) -> None:
-        await loop.serve()
+        with self._session:
+            await loop.serve()
         self._stopper.unmounted.set()
         tasks.cancel_scope.cancel()
 

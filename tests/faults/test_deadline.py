@@ -245,12 +245,15 @@ def test_a_reader_that_waits_for_the_store_keeps_no_signal_waiting(site: Any, pr
         proxy.fault("stall response", "GET", "/packs/"),
         subprocess.Popen(["cat", path], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as reader,
     ):
-        tools.until(lambda: proxy.treated)
+        time.sleep(1)
+        assert reader.poll() is None
         began = time.monotonic()
         os.kill(pid, signal.SIGTERM)
         tools.until(lambda: tools.is_gone(pid), 60)
-        assert time.monotonic() - began < 5.5
+        took = time.monotonic() - began
         assert reader.wait(5) == 1
+    assert proxy.treated
+    assert took < 5.5
     assert not tools.is_mounted(site.mountpoint)
     assert site.status()["state"] == "STOPPED"
     assert site.status(site.url)["state"] == "STOPPED"
