@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
@@ -450,9 +451,23 @@ def test_a_service_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> No
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "testing")
     monkeypatch.setenv("AWS_ENDPOINT_URL_KMS", "http://127.0.0.1:1")
-    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     with pytest.raises(TransientStoreError, match="cannot be reached"):
         KmsKey("arn:aws:kms:eu-west-1:123456789012:key/x").unwrap(b"x", "id")
+
+
+def test_credentials_for_a_key_that_never_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The program that should print them hangs."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    config = tmp_path / "config"
+    config.write_text("[default]\ncredential_process = sleep 20\n")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(config))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    monkeypatch.setattr("wsfs.store.kms.PATIENCE", 0.5)
+    began = time.monotonic()
+    with pytest.raises(TransientStoreError, match="did not answer within"):
+        KmsKey("arn:aws:kms:eu-west-1:123456789012:key/x").unwrap(b"x", "id")
+    assert time.monotonic() - began < 10
 
 
 def test_only_a_whole_key_is_one(key_file: Path) -> None:

@@ -7,10 +7,19 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+import botocore.config
 import botocore.exceptions
 import botocore.session
 
 from wsfs.errors import EncryptionKeyError, TransientStoreError
+from wsfs.store.attempt import Attempt, NotYetError
+
+PATIENCE: Final = 60.0
+"""Seconds for one key, with finding credentials, for which the SDK may run a program or ask the network."""
+
+_CONFIG: Final = botocore.config.Config(
+    connect_timeout=10, read_timeout=15, retries={"mode": "standard", "total_max_attempts": 3}
+)
 
 
 class KmsKey:
@@ -31,15 +40,14 @@ class KmsKey:
         return bytes(self._call("decrypt", CiphertextBlob=wrapped, EncryptionContext=_about(workspace))["Plaintext"])
 
     def _call(self, operation: str, **arguments: Any) -> dict[str, Any]:
+        attempt: Attempt[dict[str, Any]] = Attempt("wsfs-kms")
         try:
-            # A region must be set, and an ARN has one.
-            parts = self._key_id.split(":")
-            region = parts[3] if len(parts) > 5 and parts[3] else None
-            client = botocore.session.get_session().create_client("kms", region_name=region)
-            try:
-                answer: dict[str, Any] = getattr(client, operation)(KeyId=self._key_id, **arguments)
-            finally:
-                client.close()
+            return attempt.result(lambda: self._ask(operation, **arguments), PATIENCE)
+        except NotYetError as exc:
+            raise TransientStoreError(
+                f"the key management service did not answer within {PATIENCE:.0f} s: check the network, and what gives"
+                " the AWS credentials"
+            ) from exc
         except botocore.exceptions.ClientError as exc:
             code = exc.response.get("Error", {}).get("Code", "")
             remedy = {
@@ -58,6 +66,16 @@ class KmsKey:
             raise EncryptionKeyError(
                 f"the KMS key {self._key_id} cannot be used ({type(exc).__name__}): check the AWS credentials"
             ) from exc
+
+    def _ask(self, operation: str, **arguments: Any) -> dict[str, Any]:
+        # A region must be set, and an ARN has one.
+        parts = self._key_id.split(":")
+        region = parts[3] if len(parts) > 5 and parts[3] else None
+        client = botocore.session.get_session().create_client("kms", region_name=region, config=_CONFIG)
+        try:
+            answer: dict[str, Any] = getattr(client, operation)(KeyId=self._key_id, **arguments)
+        finally:
+            client.close()
         return answer
 
 
