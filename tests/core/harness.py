@@ -7,6 +7,7 @@ import shutil
 import stat
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
 from contextlib import contextmanager, suppress
@@ -119,6 +120,14 @@ class Store(MemoryStore):
     def puts(self, prefix: str = "") -> list[str]:
         """The keys that were put since the log was cleared."""
         return [key for method, key in self.log if method == "put" and key.startswith(prefix)]
+
+
+def until(condition: Callable[[], object]) -> None:
+    """Wait for what a thread does."""
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
 
 
 def unreachable(_method: str, _key: str) -> None:

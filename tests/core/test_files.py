@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import trio
 from harness import SMALL_BLOCK as BLOCK
-from harness import Crash, World, saved_tree
+from harness import Crash, World, saved_tree, until
 
 import wsfs.data.overlay
 from wsfs.data.overlay import Overlay
@@ -184,7 +184,7 @@ def test_a_frozen_block_is_captured_as_it_was(overlay: Overlay) -> None:
     overlay.thaw(committed=True)
     assert overlay.unsaved() == {1: {0}}
     assert overlay.read(1, 0, 0, 3) == b"new"
-    assert sorted(overlay.inodes()) == [1, 2]
+    until(lambda: sorted(overlay.inodes()) == [1, 2])
     overlay.close()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,6 +23,7 @@ from wsfs.config import MountSettings
 from wsfs.daemon import Daemon
 from wsfs.data.ballast import Ballast
 from wsfs.data.overlay import Overlay
+from wsfs.data.overlayfile import give_back
 from wsfs.errors import (
     CacheError,
     CacheFullError,
@@ -614,6 +616,34 @@ def test_removed_bytes_are_freed_once_that_is_durable(world: World) -> None:
     world.unlink(b"kept")
     world.fsync(kept)
     assert list(world.overlay.inodes()) == []
+
+
+def test_a_large_file_that_is_removed_keeps_nobody_waiting(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To give its room back takes the disk a while, and every change to another file needs the lock."""
+    removing, go_on = threading.Event(), threading.Event()
+
+    def slowly(held: list[int | None]) -> None:
+        removing.set()
+        go_on.wait(10)
+        give_back(held)
+
+    monkeypatch.setattr(wsfs.data.overlay, "give_back", slowly)
+    size = HELD_MAX + 1
+    gone = world.create(b"gone", b"x" * size)
+    world.create(b"other", b"y" * size)
+    world.commit()
+    world.unlink(b"gone")
+    world.index.rotate()
+    flushing = threading.Thread(target=world.index.flush)
+    flushing.start()
+    assert removing.wait(10)
+    began = time.monotonic()
+    world.unlink(b"other")
+    world.create(b"third", b"z" * size)
+    assert time.monotonic() - began < 5
+    go_on.set()
+    flushing.join()
+    assert gone not in world.overlay.inodes()
 
 
 def test_a_start_that_fails_does_not_hide_a_reboot(

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from harness import World, unreachable
+from harness import World, unreachable, until
 
 from wsfs.data import packcache, unpack
 from wsfs.data.packcache import WINDOW
@@ -66,13 +66,6 @@ def inline(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(packcache, "open_frame", noted)
     return offsets
-
-
-def until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 def ready(unpacker: Unpacker) -> dict[int, int]:

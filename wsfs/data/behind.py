@@ -55,9 +55,9 @@ class WriteBehind:
         """Nothing more is written by this descriptor."""
         self._runs.pop(fd, None)
 
-    def later(self, work: Callable[[str], object], path: str) -> None:
-        """Do something else about a file there, for which nobody waits. It is not done if this is closed before."""
-        self._thread.submit(work, path)
+    def later(self, work: Callable[[], object]) -> None:
+        """Do something else about files there, for which nobody waits. It is not done if this is closed before."""
+        self._thread.submit(work)
 
     def close(self) -> None:
         """Leave what has not begun to the kernel."""

@@ -14,12 +14,13 @@ import shutil
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Container, Iterable
-from itertools import count
+from functools import partial
+from itertools import count, islice
 from pathlib import Path
 from typing import Final
 
 from wsfs.data.behind import WriteBehind
-from wsfs.data.overlayfile import disk_error, punch, read_block, remove, sync_file_system, write_all
+from wsfs.data.overlayfile import disk_error, give_back, hold, punch, read_block, remove, sync_file_system, write_all
 from wsfs.disk import sync_directory
 from wsfs.errors import CacheError
 from wsfs.log import get_log
@@ -29,6 +30,7 @@ log = get_log(__name__)
 
 _OPEN_FILES: Final = 512
 _SYNC_EACH_MAX: Final = 256
+_REAPED_AT_ONCE: Final = 64
 
 
 class Overlay:
@@ -184,22 +186,38 @@ class Overlay:
         self._cuts.pop(ino, None)
         if self._committing:
             self._dropped[ino] = self.serial()
-        else:
-            self._doom(ino, self.serial())
+        elif self._doom(ino, self.serial()):
+            self._reap_soon()
 
-    def _doom(self, ino: int, serial: int) -> None:
+    def _doom(self, ino: int, serial: int) -> bool:
+        """Whether it can go at once."""
         self._close(ino)
         with self._lock:
-            if serial > self._durable or not remove(self._path(ino)):
-                self._doomed[ino] = serial
+            self._doomed[ino] = serial
+            return serial <= self._durable
+
+    def _reap_soon(self) -> None:
+        """The next flush would do it as well, but without a change there is none."""
+        self._behind.later(partial(self.reap, self._durable))
 
     def reap(self, durable: int) -> None:
         """Any thread: the journal is durable up to this record."""
         with self._lock:
             self._durable = max(self._durable, durable)
-            for ino in [ino for ino, serial in self._doomed.items() if serial <= durable]:
-                if remove(self._path(ino)):
-                    del self._doomed[ino]
+            due = iter([ino for ino, serial in self._doomed.items() if serial <= self._durable])
+        # Whoever writes meanwhile waits for none of it: a large file takes a second to remove, as do many small ones.
+        while some := list(islice(due, _REAPED_AT_ONCE)):
+            with self._lock:
+                held = [self._remove(ino) for ino in some if self._doomed.get(ino, self._durable + 1) <= self._durable]
+            give_back(held)
+
+    def _remove(self, ino: int) -> int | None:
+        """Remove the name of a doomed file, with the lock held. What is in it goes with the descriptor, if there is
+        one."""
+        fd = hold(self._path(ino))
+        if remove(self._path(ino)):
+            del self._doomed[ino]
+        return fd
 
     # --- commits --------------------------------------------------------------------------------------------------
 
@@ -312,14 +330,17 @@ class Overlay:
                 if path == self._copy_path(ino):
                     remove(path)
                 else:
-                    self._behind.later(remove, path)  # it may be large, and then that takes a second
+                    self._behind.later(partial(remove, path))  # it may be large, and then that takes a second
         begun, self._begun = self._begun, {}
         self._left = begun if not committed else {ino: begun[ino] for ino in left if ino in begun}
         dropped, self._dropped = self._dropped, {}
+        due = False
         for ino, serial in dropped.items():
             self._left.pop(ino, None)
             if ino not in self.dirty:
-                self._doom(ino, serial)
+                due |= self._doom(ino, serial)
+        if due:
+            self._reap_soon()
 
     def settled(self, left: Collection[int] = ()) -> None:
         """The commit that seemed to have failed has succeeded after all, but for the inodes that it left out."""

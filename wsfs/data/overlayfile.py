@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+from collections.abc import Iterable
 from typing import Final
 
 from wsfs.disk import is_full
@@ -45,6 +46,22 @@ def remove(path: str) -> bool:
         log.warning("a file in the cache is not removed", path=path, error=exc, remedy=CacheError.remedy)
         return False
     return True
+
+
+def hold(path: str) -> int | None:
+    """A descriptor that keeps what is in a file after its last name is gone; None if there is no such file. Removing
+    the name is then quick, however large the file is, and `give_back` takes the time."""
+    try:
+        return os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:  # whoever removes it hears of it
+        return None
+
+
+def give_back(held: Iterable[int | None]) -> None:
+    """Let go of what `hold` has returned: the disk gets its room back."""
+    for fd in held:
+        if fd is not None:
+            os.close(fd)
 
 
 def punch(fd: int, offset: int, length: int) -> None:
