@@ -155,6 +155,7 @@ os.write(2, b"the last words of a library\\n")
 """
 
 
+@pytest.mark.long
 def test_the_file_makes_way_and_the_whole_stays_small(tmp_path: Path) -> None:
     """What a library writes to stderr is in the newest one."""
     path = tmp_path / "cache" / "daemon.log"

@@ -87,6 +87,7 @@ def test_what_people_care_for_is_saved_first(site: Any, tree: Any, tmp_path: Pat
     assert tree.of(top) == before
 
 
+@pytest.mark.long
 def test_enough_time(site: Any, tree: Any) -> None:
     """Nothing is left out then: the same as without a deadline."""
     site.mount()
@@ -219,6 +220,7 @@ def test_a_deadline_while_something_else_waits_for_the_store(site: Any, proxy: A
     assert (site.mountpoint / "file").read_text() == "x"
 
 
+@pytest.mark.long
 def test_a_deadline_while_the_start_profile_is_written(site: Any, proxy: Any) -> None:
     """It is only advice for the next mount."""
     site.mount()

@@ -230,7 +230,7 @@ OBJECTS = {"HEAD": "/HEAD", "manifest": "/commits/", "segment": "/meta/", "pack"
 
 
 @pytest.mark.parametrize("mode", APPLIED if ALL else APPLIED[1:2])
-@pytest.mark.parametrize("key", OBJECTS)
+@pytest.mark.parametrize("key", ["HEAD", *(pytest.param(key, marks=pytest.mark.long) for key in list(OBJECTS)[1:])])
 def test_done_but_not_told(site: Any, proxy: Any, mode: str, key: str) -> None:
     """The store has done what was asked, and the answer is lost: that is no failure, and nothing is done twice."""
     site.mount(*IMPATIENT)
@@ -360,6 +360,7 @@ def test_the_mount_takes_the_lease_and_is_not_told(site: Any, proxy: Any) -> Non
     assert site.status(site.url)["state"] == "STOPPED"
 
 
+@pytest.mark.long
 def test_a_store_that_hangs_does_not_keep_a_signal_waiting(site: Any, proxy: Any, tools: Any) -> None:
     """SIGTERM while everything hangs: the daemon ends when its requests have, with SYNC_FAILED."""
     site.mount(*IMPATIENT)

@@ -75,7 +75,9 @@ wsfs.cli.main.run()
 """
 
 
-@pytest.mark.parametrize("command", ["sync", "umount", "unsaved", "log"])
+@pytest.mark.parametrize(
+    "command", ["sync", *(pytest.param(other, marks=pytest.mark.long) for other in ("umount", "unsaved", "log"))]
+)
 def test_a_command_does_not_hang_with_the_daemon(site: Any, command: str) -> None:
     """It says what to do, and nothing is lost: the daemon does its work once it goes on."""
     site.mount()

@@ -258,6 +258,7 @@ def test_a_wrong_clock(site: Any, tools: Any, tmp_path: Path, skew: float) -> No
     site.umount()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("skew", SKEWS)
 def test_a_wrong_clock_on_a_shared_disk(
     tmp_path: Path, new_site: Callable[[Path, str], Any], tools: Any, skew: float

@@ -471,7 +471,9 @@ def test_a_crash_at_any_instant_loses_nothing(watched: tuple[Scene, list[Instant
             elsewhere.crash()
 
 
-@pytest.mark.parametrize("answer", ["refused", "lost", "late"])
+@pytest.mark.parametrize(
+    "answer", ["lost", *(pytest.param(how, marks=pytest.mark.long) for how in ("refused", "late"))]
+)
 @pytest.mark.parametrize("name", SCENES)
 def test_a_request_without_an_answer(make: Make, name: str, answer: str) -> None:
     """Each change of the bucket in turn is refused, or made without an answer, or made when nobody expects it any more.

@@ -213,7 +213,7 @@ def test_a_cache_with_repacked_rows_that_were_never_saved(world: GcWorld, make: 
     verify(world, kept)
 
 
-@pytest.mark.parametrize("seed", range(int(os.environ.get("WSFS_TEST_GC_SEEDS", "12"))))
+@pytest.mark.parametrize("seed", range(12 if os.environ.get("WSFS_TEST_ALL") else 4))
 def test_random_lives(make: Make, seed: int) -> None:
     """Files, commits, collections, crashes, lost answers and takeovers in any order."""
     rng = random.Random(seed)

@@ -15,7 +15,7 @@ import pytest
 
 MARKER = b".workspace.initialized"
 BLOCK = 1 << 20
-FORMS = ["directory", "tar", "stdout"]
+FORMS = ["directory", "tar", pytest.param("stdout", marks=pytest.mark.long)]
 
 
 def make_tree(top: Path, *, xattrs: bool = True) -> None:
@@ -162,7 +162,9 @@ def test_everyone_counts_the_same_files(site: Any, source: Path, tools: Any, tmp
         assert re.search(rf"\b{inodes} files, ", text), text
 
 
-@pytest.mark.parametrize("how", ["directory", "tar", "gnu tar", "again"])
+@pytest.mark.parametrize(
+    "how", ["directory", "tar", *(pytest.param(how, marks=pytest.mark.long) for how in ("gnu tar", "again"))]
+)
 def test_a_mount_shows_what_was_imported_and_goes_on_from_there(
     site: Any, source: Path, tree: Any, tmp_path: Path, how: str
 ) -> None:

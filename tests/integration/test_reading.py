@@ -117,6 +117,7 @@ def connection(top: Path, file: str) -> int:
     return int(done.stdout)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("site", ["moto"], indirect=True)
 def test_readers_who_wait_for_the_store_keep_nobody_from_syncing(workspace: Site, tools: type[Helpers]) -> None:
     """Reads ahead and the writing of pages share what the kernel allows. More wait here than it allows by itself."""
