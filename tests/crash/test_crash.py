@@ -16,7 +16,7 @@ SCRIPT = Path(__file__).parents[2] / "scripts" / "crash-test"
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize(
     ("rounds", "options"),
-    [(8, []), (4, ["--power-loss"]), pytest.param(3, ["--encrypt"], marks=pytest.mark.long)],
+    [(8, []), (3, ["--power-loss"]), pytest.param(3, ["--encrypt"], marks=pytest.mark.long)],
     ids=["kills", "power losses", "encrypted"],
 )
 def test_what_was_promised_survives(tmp_path: Path, rounds: int, options: list[str]) -> None:
