@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import trio
 from harness import SMALL_BLOCK as BLOCK
-from harness import Crash, World, delayed_swap, saved_tree, tree, unreachable
+from harness import Crash, World, delayed_swap, saved_tree, tree, unreachable, until
 
 import wsfs.data.overlay
 import wsfs.data.overlayfile
@@ -616,6 +616,28 @@ def test_removed_bytes_are_freed_once_that_is_durable(world: World) -> None:
     world.unlink(b"kept")
     world.fsync(kept)
     assert list(world.overlay.inodes()) == []
+
+
+@pytest.mark.parametrize("saved", [False, True])
+def test_a_large_file_is_cut_to_nothing_beside(
+    small: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Any, *, saved: bool
+) -> None:
+    """What it takes the disk to give the room back is not for whoever answers requests; all else is as ever."""
+    ino = small.create(b"f", os.urandom(3 * BLOCK))
+    if saved:
+        small.commit()
+    monkeypatch.setattr(os, "ftruncate", None)
+    small.truncate(ino, 0)
+    assert ino in small.overlay.inodes()
+    until(lambda: not list((small.cache_path / "local" / "frozen").iterdir()))
+    assert small.read(ino) == b""
+    small.write(ino, BLOCK, b"new")
+    expected = bytes(BLOCK) + b"new"
+    assert small.read(ino) == expected
+    small.restart()
+    assert small.read(ino) == expected
+    small.commit()
+    assert saved_tree(small, tmp_path / "elsewhere")[b"/f"][1] == expected
 
 
 def test_a_large_file_that_is_removed_keeps_nobody_waiting(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,6 +31,8 @@ log = get_log(__name__)
 _OPEN_FILES: Final = 512
 _SYNC_EACH_MAX: Final = 256
 _REAPED_AT_ONCE: Final = 64
+_LARGE_CUT: Final = 16 << 20
+"""Bytes of a file that is not cut to nothing in place."""
 
 
 class Overlay:
@@ -124,11 +126,24 @@ class Overlay:
         try:
             if size or not self._set_aside(ino):
                 fd = self._fd(ino)
-                if fd is not None and os.fstat(fd).st_size > size:
+                length = 0 if fd is None else os.fstat(fd).st_size
+                if length >= _LARGE_CUT and not size:
+                    self._begin_anew(ino)
+                elif fd is not None and length > size:
                     os.ftruncate(fd, size)
         except OSError as exc:
             raise disk_error(exc) from exc
         del self._cuts[ino]
+
+    def _begin_anew(self, ino: int) -> None:
+        """Cut a large file to nothing: to give back a gigabyte takes a disk a second or more, and here everybody waits
+        for it. Raises OSError."""
+        path, aside = self._path(ino), f"{self._copies}/{ino:x}.{next(self._numbers)}"
+        os.rename(path, aside)
+        self._close(ino)
+        # At once: a file that is missing would be a loss, should a power loss bring back the rows of before.
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        self._behind.later(partial(remove, aside))
 
     def _set_aside(self, ino: int) -> bool:
         """A file of which nothing is needed here any more goes to the commit that has not read all of it yet: a copy
