@@ -293,8 +293,8 @@ class Stopper:
 
     async def _end_session(self) -> None:
         """The mount is gone here. Another mount namespace, or a program with open files, may still hold it: cut it."""
-        end = float("inf") if self._end is None else max(self._end - time.monotonic(), _LOOK_SECONDS)
-        with trio.move_on_after(min(HELD_ELSEWHERE_SECONDS, end)):
+        left = float("inf") if self._end is None else max(self._end - time.monotonic(), _LOOK_SECONDS)
+        with trio.move_on_after(min(HELD_ELSEWHERE_SECONDS, left)):
             await self.unmounted.wait()
         if not self.unmounted.is_set():
             log.warning(

@@ -138,25 +138,28 @@ class Overlay:
     def _begin_anew(self, ino: int) -> None:
         """Cut a large file to nothing: to give back a gigabyte takes a disk a second or more, and here everybody waits
         for it. Raises OSError."""
-        path, aside = self._path(ino), f"{self._copies}/{ino:x}.{next(self._numbers)}"
-        os.rename(path, aside)
+        aside = self._move_aside(ino)
         self._close(ino)
-        # At once: a file that is missing would be a loss, should a power loss bring back the rows of before.
-        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        self._fd(ino, create=True)  # else it would be missing, should a power loss bring back the rows of before
         self._behind.later(partial(remove, aside))
+
+    def _move_aside(self, ino: int) -> str:
+        """Where an overlay file is from now on. Raises OSError."""
+        aside = f"{self._copies}/{ino:x}.{next(self._numbers)}"
+        os.rename(self._path(ino), aside)
+        return aside
 
     def _set_aside(self, ino: int) -> bool:
         """A file of which nothing is needed here any more goes to the commit that has not read all of it yet: a copy
         would take time and room. Whether there was something to read. Raises OSError."""
         if not self._frozen.get(ino):
             return False
-        path = f"{self._copies}/{ino:x}.{next(self._numbers)}"
         with self._lock:
             blocks = self._frozen[ino]
             if not blocks:
                 return False
             try:
-                os.rename(self._path(ino), path)
+                path = self._move_aside(ino)
             except FileNotFoundError:
                 path = ""  # the commit finds nothing either, and fails
             self._copied.setdefault(ino, {}).update(dict.fromkeys(blocks, path))
