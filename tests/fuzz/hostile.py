@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import stat
 from collections.abc import Callable
@@ -195,7 +196,7 @@ def _names(w: Rows) -> None:
 
 def _deep(w: Rows) -> None:
     parent: int = ROOT_INO
-    for ino in range(100, 300):
+    for ino in range(100, 600 if os.environ.get("WSFS_TEST_ALL") else 300):
         w.directory(parent, b"d", ino)
         parent = ino
     w.file(parent, b"file", F)
