@@ -8,7 +8,7 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from wsfs.errors import StoreError
 from wsfs.model import ROOT_INO, Ino
@@ -28,7 +28,7 @@ class Seen:
 
 
 class Observer:
-    """Notes every commit that becomes HEAD, as far as it looks often enough."""
+    """Notes every commit that becomes HEAD while it is entered, as far as it looks often enough."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -36,10 +36,12 @@ class Observer:
         self._thread = threading.Thread(target=self._watch)
         self.seen: list[Seen] = []
 
-    def start(self) -> None:
+    def __enter__(self) -> Self:
+        self._look()
         self._thread.start()
+        return self
 
-    def end(self) -> None:
+    def __exit__(self, *_: object) -> None:
         self._over.set()
         self._thread.join()
         self._look()
