@@ -67,7 +67,7 @@ def with_server(
     async def main() -> Any:
         async with trio.open_nursery() as nursery:
             await nursery.start(control.serve, path, handler, progress)
-            with trio.fail_after(20):
+            with trio.fail_after(60):
                 result = await trio.to_thread.run_sync(client)
             nursery.cancel_scope.cancel()
         return result
@@ -363,15 +363,15 @@ def test_who_waits_hears_from_a_daemon_that_has_nothing_to_tell(tmp_path: Path) 
     told: list[dict[str, Any]] = []
 
     async def work(message: dict[str, Any]) -> dict[str, Any]:
-        await trio.sleep(1.0)
+        await trio.sleep(2.5)
         return {"files": 3}
 
     def client() -> None:
-        answer = control.request(path, {"op": "sync", "progress": 0.1}, timeout=0.5, tell=told.append)
+        answer = control.request(path, {"op": "sync", "progress": 0.1}, timeout=1.5, tell=told.append)
         assert answer["files"] == 3
         assert told == []
-        with pytest.raises(control.SilentError, match=r"did not answer within 0\.5 s.*kill -9"):
-            control.request(path, {"op": "sync"}, timeout=0.5)
+        with pytest.raises(control.SilentError, match=r"did not answer within 1\.5 s.*kill -9"):
+            control.request(path, {"op": "sync"}, timeout=1.5)
 
     with_server(path, client, work, lambda: None)
 
@@ -403,14 +403,14 @@ def test_a_stop_with_a_deadline_does_not_wait_much_longer_than_that(
 
     async def work(message: dict[str, Any]) -> dict[str, Any]:
         assert message["deadline"] == 0.2
-        await trio.sleep(3)
+        await trio.sleep(60)
         return {}
 
     def client() -> None:
         began = time.monotonic()
         with pytest.raises(daemon.UnansweredError, match=r"not answer within 0\.5 s;.* /the/cache.*kill -9") as caught:
             daemon.stop(tmp_path, 0.2)
-        assert time.monotonic() - began < 2.5
+        assert time.monotonic() - began < 30
         assert caught.value.exit_code == 3
 
     monkeypatch.setattr(daemon, "SIGN_SECONDS", 0.1)

@@ -120,7 +120,7 @@ def daemons(mountpoint: Path) -> list[int]:
 
 
 def until(condition: Any) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline, "this never came true"
         time.sleep(0.02)

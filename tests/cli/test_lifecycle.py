@@ -204,7 +204,7 @@ def test_foreground_tells_systemd(wsfs: Run, mountpoint: Path, tmp_path: Path, e
             try:
                 assert manager.recv(4096).startswith(b"READY=1\n")
                 wsfs("umount", mountpoint)
-                assert daemon.wait(20) == 0
+                assert daemon.wait(60) == 0
             finally:
                 daemon.kill()
                 daemon.wait()

@@ -125,7 +125,7 @@ class Store(MemoryStore):
 
 def until(condition: Callable[[], object]) -> None:
     """Wait for what a thread does."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.005)

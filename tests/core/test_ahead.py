@@ -112,7 +112,7 @@ def test_who_needs_a_part_of_what_is_fetched_ahead_waits_for_it() -> None:
 
     def together() -> None:
         begun.set()
-        go_on.wait(10)
+        go_on.wait(60)
         fetched.append("together")
 
     async def main() -> None:

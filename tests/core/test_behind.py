@@ -28,7 +28,7 @@ class Disk:
 
     def wait(self, count: int) -> list[tuple[int, int, int]]:
         for _ in range(count):
-            assert self._more.acquire(timeout=10)
+            assert self._more.acquire(timeout=60)
         return self.begun
 
 

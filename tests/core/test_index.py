@@ -345,7 +345,7 @@ def test_an_index_is_not_closed_below_a_partition_that_arrives(tmp_path: Path, m
 
     def rows() -> Iterator[tuple[bytes, bytes]]:
         begun.set()
-        closed.wait(10)
+        closed.wait(60)
         yield key(31), b"base"
 
     def load() -> None:

@@ -417,7 +417,7 @@ def test_a_mount_is_told_that_it_was_taken_over_whoever_finds_out(world: World) 
             told.append(exc)
 
     async def main() -> None:
-        with trio.fail_after(5):
+        with trio.fail_after(60):
             await Daemon._renew_lease(daemon)  # type: ignore[arg-type]
 
     daemon = SimpleNamespace(_workspace=world.workspace, _saver=Saver())

@@ -26,7 +26,7 @@ def test_results_come_in_the_order_of_the_items() -> None:
 
 
 def test_several_at_once() -> None:
-    together = threading.Barrier(3, timeout=10)
+    together = threading.Barrier(3, timeout=60)
     assert list(map_ordered(lambda _item: together.wait() >= 0, range(3), threads=3, name="test")) == [True] * 3
 
 

@@ -226,7 +226,7 @@ def test_no_mark_overtakes_data_that_another_fsync_still_writes(world: World) ->
     def slow(inodes: set[int]) -> None:
         if threading.current_thread() is first:
             started.set()
-            go_on.wait(10)
+            go_on.wait(60)
         inner(inodes)
         synced.append(set(inodes))
 
@@ -234,7 +234,7 @@ def test_no_mark_overtakes_data_that_another_fsync_still_writes(world: World) ->
     world.index.guard_data(one)
     first = threading.Thread(target=world.index.sync_point())
     first.start()
-    started.wait(10)
+    started.wait(60)
     world.fsync(other)
     go_on.set()
     first.join()
@@ -282,7 +282,7 @@ def test_a_thread_of_a_commit_that_was_given_up_disturbs_no_other(
     def wait(*args: Any) -> bytes | None:
         data = read(*args)
         started.set()
-        go_on.wait(10)
+        go_on.wait(60)
         return data
 
     def capture() -> None:
@@ -297,7 +297,7 @@ def test_a_thread_of_a_commit_that_was_given_up_disturbs_no_other(
             patch.setattr(wsfs.data.overlay, "read_block", wait)
         thread = threading.Thread(target=capture)
         thread.start()
-        started.wait(10)
+        started.wait(60)
     overlay.thaw(committed=False)
     overlay.freeze()
     go_on.set()
@@ -646,7 +646,7 @@ def test_a_large_file_that_is_removed_keeps_nobody_waiting(world: World, monkeyp
 
     def slowly(held: list[int | None]) -> None:
         removing.set()
-        go_on.wait(10)
+        go_on.wait(60)
         give_back(held)
 
     monkeypatch.setattr(wsfs.data.overlay, "give_back", slowly)
@@ -658,11 +658,11 @@ def test_a_large_file_that_is_removed_keeps_nobody_waiting(world: World, monkeyp
     world.index.rotate()
     flushing = threading.Thread(target=world.index.flush)
     flushing.start()
-    assert removing.wait(10)
+    assert removing.wait(60)
     began = time.monotonic()
     world.unlink(b"other")
     world.create(b"third", b"z" * size)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 30
     go_on.set()
     flushing.join()
     assert gone not in world.overlay.inodes()
@@ -727,11 +727,12 @@ def test_the_reserve_that_a_delete_has_used_comes_back(tmp_path: Path, monkeypat
     monkeypatch.setattr("wsfs.daemon.CACHE_SECONDS", 0.01)
 
     async def main() -> None:
-        with trio.move_on_after(0.5):
-            await daemon._keep_cache_small()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(daemon._keep_cache_small)
+            await trio.to_thread.run_sync(until, (tmp_path / "ballast").exists)
+            nursery.cancel_scope.cancel()
 
     trio.run(main)
-    assert (tmp_path / "ballast").exists()
 
 
 def test_an_fsync_does_not_succeed_because_the_disk_has_told_of_its_failure_before(

@@ -67,7 +67,7 @@ class Patient(Packs):
 
     def _put(self, *args: object) -> None:
         # The network is slow: no pack is through before the next one is ready.
-        assert self.all_at_once or self.waits.wait(10)
+        assert self.all_at_once or self.waits.wait(60)
         self.waits.clear()
         super()._put(*args)  # type: ignore[arg-type]
 

@@ -194,7 +194,7 @@ class Campaign:
         for pid in self._pids.values():
             with suppress(ProcessLookupError):
                 os.kill(pid, number)
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         for name, pid in self._pids.items():
             while True:
                 done, status = os.waitpid(pid, os.WNOHANG)

@@ -85,7 +85,7 @@ class Proxy:
 
     def close(self) -> None:
         self._input.close()
-        self._process.wait(10)
+        self._process.wait(60)
         self._output.close()
 
 

@@ -173,12 +173,12 @@ def fails_in_time(store: S3Store) -> None:
     began = time.monotonic()
     with pytest.raises(TransientStoreError, match="does not answer; check credential_process"):
         store.put("key", b"x")
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 15
 
 
 def works_soon(store: S3Store) -> None:
     """The store works again, and who tries does not wait for long."""
-    give_up = time.monotonic() + 20
+    give_up = time.monotonic() + 60
     while True:
         try:
             store.put("key", b"x")
@@ -207,7 +207,7 @@ def test_a_store_is_closed_while_a_credential_process_hangs(program: Program, im
     fails_in_time(impatient)
     began = time.monotonic()
     impatient.close()
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 15
 
 
 def test_a_credential_process_that_hangs_when_credentials_expire(

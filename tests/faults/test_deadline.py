@@ -19,6 +19,8 @@ from wsfs.notify import Notifier
 from wsfs.stop import STALLED_SECONDS, extending_timeout
 
 MIB = 1 << 20
+BUSY = 10.0
+"""Seconds that a busy machine may add to a deadline. What hangs for the store does so for 30 and more."""
 
 
 def fill(top: Path) -> None:
@@ -51,7 +53,7 @@ def test_what_people_care_for_is_saved_first(site: Any, tree: Any, tmp_path: Pat
     with site.server.slow("PUT", "/packs/", 1.5):
         began = time.monotonic()
         result = site.wsfs("umount", top, "--deadline", "9s", code=3)
-        assert time.monotonic() - began < 11
+        assert time.monotonic() - began < 9 + BUSY
     first, *names = [line for line in result.stderr.splitlines() if not line.startswith("wsfs: saving: ")]
     assert re.match(r"wsfs: time is up, and \d+ files with about [\d.]+ MB could not be saved", first)
     assert str(site.cache) in first
@@ -123,8 +125,8 @@ def test_a_deadline_for_others(site: Any, proxy: Any, tools: Any, mode: str, way
             os.kill(pid, signal.SIGTERM)
         else:
             tools.run("umount", "-i", site.mountpoint)
-        tools.until(lambda: tools.is_gone(pid), 10)
-        assert time.monotonic() - began < 5.5
+        tools.until(lambda: tools.is_gone(pid))
+        assert time.monotonic() - began < 3 + BUSY
     assert not tools.is_mounted(site.mountpoint)
     state = site.status()
     assert state["state"] == "SYNC_FAILED"
@@ -145,7 +147,7 @@ def test_a_deadline_while_a_background_save_hangs(site: Any, proxy: Any, tools: 
         time.sleep(2.5)
         began = time.monotonic()
         result = site.wsfs("umount", site.mountpoint, "--deadline", "2s", code=3)
-        assert time.monotonic() - began < 4.5
+        assert time.monotonic() - began < 2 + BUSY
         assert "file" in result.stderr
     site.mount()
     assert path.read_bytes() == b"x" * MIB
@@ -165,10 +167,10 @@ def test_a_deadline_after_a_stop_that_takes_its_time(site: Any, proxy: Any, tool
         tools.until(lambda: site.status()["state"] == "STOPPING")
         began = time.monotonic()
         result = site.wsfs("umount", site.mountpoint, "--deadline", "2s", code=3)
-        assert time.monotonic() - began < 4.5
+        assert time.monotonic() - began < 2 + BUSY
         assert "a file" in result.stderr
-        assert patient.wait(5) == 3
-        tools.until(lambda: tools.is_gone(pid), 5)
+        assert patient.wait(60) == 3
+        tools.until(lambda: tools.is_gone(pid))
     assert not tools.is_mounted(site.mountpoint)
     site.mount()
     assert path.read_bytes() == content
@@ -185,7 +187,7 @@ def test_time_is_up_and_nothing_is_left_to_save(site: Any, tools: Any, way: str)
         site.umount("--deadline", "1ms")
     else:
         tools.run("umount", "-i", site.mountpoint)
-        tools.until(lambda: tools.is_gone(pid), 10)
+        tools.until(lambda: tools.is_gone(pid))
     assert site.status()["state"] == "STOPPED"
     assert site.status(site.url)["state"] == "STOPPED"
     site.mount()
@@ -210,9 +212,9 @@ def test_a_deadline_while_something_else_waits_for_the_store(site: Any, proxy: A
         assert other.poll() is None
         began = time.monotonic()
         site.umount("--deadline", "3s")
-        assert time.monotonic() - began < 5.5
+        assert time.monotonic() - began < 3 + BUSY
         assert tools.is_gone(pid)
-        other.wait(10)
+        other.wait(60)
     assert proxy.treated
     assert site.status()["state"] == "STOPPED"
     assert site.status(site.url)["state"] == "STOPPED"
@@ -231,7 +233,7 @@ def test_a_deadline_while_the_start_profile_is_written(site: Any, proxy: Any) ->
     with proxy.fault("stall request", "PUT", "/hints/"):
         began = time.monotonic()
         site.umount("--deadline", "3s")
-        assert time.monotonic() - began < 5.5
+        assert time.monotonic() - began < 3 + BUSY
     assert proxy.treated == 1
     assert site.status(site.url)["state"] == "STOPPED"
 
@@ -251,11 +253,11 @@ def test_a_reader_that_waits_for_the_store_keeps_no_signal_waiting(site: Any, pr
         assert reader.poll() is None
         began = time.monotonic()
         os.kill(pid, signal.SIGTERM)
-        tools.until(lambda: tools.is_gone(pid), 60)
+        tools.until(lambda: tools.is_gone(pid))
         took = time.monotonic() - began
-        assert reader.wait(5) == 1
+        assert reader.wait(60) == 1
     assert proxy.treated
-    assert took < 5.5
+    assert took < 3 + BUSY
     assert not tools.is_mounted(site.mountpoint)
     assert site.status()["state"] == "STOPPED"
     assert site.status(site.url)["state"] == "STOPPED"

@@ -149,7 +149,7 @@ def test_full_and_the_store_is_away(site: Any, proxy: Any, disk: Path) -> None:
         assert status["unsaved_files"] >= len(names)
         began = time.monotonic()
         assert errno.ENOSPC in [error_of(top / f"more{number}", salted(number)) for number in range(20)]
-        assert time.monotonic() - began < 8
+        assert time.monotonic() - began < 20
         assert (top / "small").read_text() == "here"
         for name in names[:3]:
             (top / name).unlink()
@@ -215,7 +215,7 @@ def test_the_cache_directory_is_deleted(site: Any, tools: Any) -> None:
     pid = site.pid()
     tools.run("umount", "-i", "-l", top)
     os.kill(pid, 15)
-    tools.until(lambda: tools.is_gone(pid), 60)
+    tools.until(lambda: tools.is_gone(pid))
     site.mount()
     assert (top / "file").read_bytes() == saved
     assert not (top / "unsaved").exists()

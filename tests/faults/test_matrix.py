@@ -112,7 +112,7 @@ def test_saves(site: Any, proxy: Any, tools: Any, fault: Fault) -> None:
     with proxy.fault(fault.mode):
         (top / "file").write_bytes(content)
         if fault.sync:
-            status = tools.until(lambda: (s := site.status())["state"] == "SYNC_FAILED" and s, 60)
+            status = tools.until(lambda: (s := site.status())["state"] == "SYNC_FAILED" and s)
             assert fault.says in status["reason"]
             assert fault.says in site.wsfs("status", top).stdout
             assert status["unsaved_files"] > 0
@@ -121,7 +121,7 @@ def test_saves(site: Any, proxy: Any, tools: Any, fault: Fault) -> None:
         (top / "directory" / "other").write_text("work goes on")
         assert (top / "file").read_bytes() == content
         os.rename(top / "directory" / "other", top / "renamed")
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < 4, "the store's answers are waited for"
         result = site.wsfs("sync", top, code=fault.sync, timeout=40)
         if fault.sync:
             sentence(result.stderr, fault.says)
@@ -132,7 +132,7 @@ def test_saves(site: Any, proxy: Any, tools: Any, fault: Fault) -> None:
             assert (top / "renamed").read_text() == "work goes on"
         assert site.status()["state"] == fault.state
     if fault.sync:
-        tools.until(lambda: site.status()["state"] == "RUNNING", 60)
+        tools.until(lambda: site.status()["state"] == "RUNNING")
     (top / "last").write_text("the end")
     site.umount()
     site.wipe()
@@ -368,7 +368,7 @@ def test_a_store_that_hangs_does_not_keep_a_signal_waiting(site: Any, proxy: Any
     pid = site.pid()
     with proxy.fault("stall response"):
         os.kill(pid, signal.SIGTERM)
-        tools.until(lambda: tools.is_gone(pid), 60)
+        tools.until(lambda: tools.is_gone(pid))
     assert site.status()["state"] == "SYNC_FAILED"
     site.mount()
     assert (site.mountpoint / "file").stat().st_size == MIB

@@ -62,7 +62,7 @@ def cut_off(site: Any, tools: Any) -> None:
     """Take the fenced mount away."""
     pid = site.pid()
     os.kill(pid, 15)
-    tools.until(lambda: tools.is_gone(pid), 30)
+    tools.until(lambda: tools.is_gone(pid))
 
 
 def fill(top: Path) -> dict[str, bytes]:

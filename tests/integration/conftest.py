@@ -8,6 +8,7 @@ import fcntl
 import hashlib
 import itertools
 import json
+import math
 import os
 import shutil
 import signal
@@ -50,7 +51,7 @@ def is_gone(pid: int) -> bool:
         return True
 
 
-def until(condition: Callable[[], Any], seconds: float = 20.0) -> Any:
+def until(condition: Callable[[], Any], seconds: float = 60.0) -> Any:
     """What `condition` returns, once that is true."""
     deadline = time.monotonic() + seconds
     while not (value := condition()):
@@ -298,6 +299,10 @@ class Server:
         fresh, self._seen = text[self._seen :], len(text)
         return [(*line.split("\t"), "", "")[:3] for line in fresh.splitlines()]
 
+    def held(self, method: str, part: str) -> contextlib.AbstractContextManager[None]:
+        """Requests of this method for keys with `part` in them are answered once this is left."""
+        return self.slow(method, part, math.inf)
+
     @contextlib.contextmanager
     def slow(self, method: str, part: str, seconds: float) -> Iterator[None]:
         """Requests of this method for keys with `part` in them take longer."""
@@ -394,7 +399,7 @@ def site(
     """A workspace that exists and is not mounted. In a directory store, unless the test is parametrised."""
     kind = getattr(request, "param", DIRECTORY)
     found = new_site(tmp_path, kind)
-    with _watched(found, 100):
+    with _watched(found, 200):
         if kind == DIRECTORY:
             shutil.copytree(fresh_store, found.store)
         else:

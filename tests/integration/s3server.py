@@ -7,6 +7,7 @@ a line in LOG: method, key, range. The file DELAY, if it exists, says which requ
 from __future__ import annotations
 
 import io
+import math
 import sys
 import threading
 import time
@@ -15,6 +16,15 @@ from typing import Any
 
 import boto3
 from moto.server import ThreadedMotoServer
+
+
+def rule(delay: Path) -> tuple[str, str, float]:
+    """Method, part of the key, and for how many seconds such a request waits; infinite: as long as the rule holds."""
+    try:
+        method, part, seconds = delay.read_text().split("\t")
+    except (FileNotFoundError, ValueError):
+        return "", "", 0
+    return method, part, float(seconds)
 
 
 def main(log: Path, delay: Path, bucket: str) -> None:
@@ -28,15 +38,15 @@ def main(log: Path, delay: Path, bucket: str) -> None:
         method, key = environ["REQUEST_METHOD"], environ["PATH_INFO"]
         with log.open("a") as file:
             file.write(f"{method}\t{key}\t{environ.get('HTTP_RANGE', '')}\n")
-        try:
-            slow_method, part, seconds = delay.read_text().split("\t")
-        except (FileNotFoundError, ValueError):
-            pass
-        else:
-            if method == slow_method and part in key:
-                body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
-                environ["wsgi.input"] = io.BytesIO(body)
-                time.sleep(float(seconds))
+        slow_method, part, seconds = rule(delay)
+        if method == slow_method and part in key:
+            body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+            environ["wsgi.input"] = io.BytesIO(body)
+            if seconds == math.inf:
+                while rule(delay) == (slow_method, part, seconds):
+                    time.sleep(0.02)
+            else:
+                time.sleep(seconds)
         with turn:  # moto checks a condition and writes without a lock in between
             return list(app(environ, start_response))
 

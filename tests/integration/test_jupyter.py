@@ -90,7 +90,7 @@ def jupyter(site: Site, tools: type[Helpers], tmp_path: Path) -> Iterator[Server
         return False
 
     try:
-        tools.until(up, 60)
+        tools.until(up)
         yield server
     finally:
         process.terminate()

@@ -109,7 +109,7 @@ def test_the_states_as_another_host_sees_them(site: Site, tools: type[Helpers]) 
 
     assert state() == "STOPPED"
     words, environ = site.command("mount", site.url, site.mountpoint, "--save-interval", "0")
-    with site.server.slow("GET", "/meta/", 3.0):
+    with site.server.held("GET", "/meta/"):
         mounting = subprocess.Popen(words, env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         tools.until(lambda: state() == "STARTING")
     assert mounting.wait(60) == 0
@@ -117,7 +117,7 @@ def test_the_states_as_another_host_sees_them(site: Site, tools: type[Helpers]) 
     tools.until(lambda: state() == "RUNNING")
     (site.mountpoint / "big").write_bytes(os.urandom(20 * MIB))
     words, environ = site.command("umount", site.mountpoint)
-    with site.server.slow("PUT", "/packs/", 3.0):
+    with site.server.held("PUT", "/packs/"):
         stopping = subprocess.Popen(words, env=environ, stdout=subprocess.DEVNULL)
         tools.until(lambda: state() == "STOPPING")
         assert stopping.poll() is None

@@ -80,7 +80,7 @@ def test_a_big_file_is_fetched_where_it_is_touched(workspace: Site) -> None:
     began = time.monotonic()
     workspace.mount()
     assert (top / "big").stat().st_size == 200 * MIB
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 30
     assert on_disk(workspace.cache / "packs") < 8 * MIB
     with (top / "big").open("rb") as file:
         file.seek(100 * MIB)
@@ -127,7 +127,7 @@ def test_readers_who_wait_for_the_store_keep_nobody_from_syncing(workspace: Site
         file.write_bytes(os.urandom(200_000))
     workspace.elsewhere()
     assert connection(top, "max_background") == MAX_BACKGROUND
-    with workspace.server.slow("GET", "/packs/", 15.0):
+    with workspace.server.held("GET", "/packs/"):
         readers = [subprocess.Popen(["cat", file], stdout=subprocess.DEVNULL) for file in files]
         tools.until(lambda: connection(top, "waiting") >= len(readers))
         with (top / "new").open("wb") as file:
@@ -141,23 +141,28 @@ def test_readers_who_wait_for_the_store_keep_nobody_from_syncing(workspace: Site
 
 
 @pytest.mark.parametrize("site", ["moto"], indirect=True)
-def test_readers_at_the_same_time_fetch_once(workspace: Site) -> None:
+def test_readers_at_the_same_time_fetch_once(workspace: Site, tools: type[Helpers]) -> None:
     """Four programs that read the same cold files share each request, and other requests are served meanwhile."""
     top = workspace.mountpoint
     content = os.urandom(MIB + 500_000)
     (top / "file").write_bytes(content)
     workspace.elsewhere()
     gets(workspace, "/packs/")
-    with workspace.server.slow("GET", "/packs/", 2.0):
+    asked: Counter[tuple[str, str, str]] = Counter()
+
+    def look() -> bool:
+        asked.update(gets(workspace, "/packs/"))
+        return bool(asked)
+
+    with workspace.server.held("GET", "/packs/"):
         readers = [subprocess.Popen(["sha256sum", top / "file"], stdout=subprocess.PIPE) for _ in range(4)]
-        began = time.monotonic()
+        tools.until(look)
         (top / "other").write_text("x")
         assert "other" in os.listdir(top)
-        assert time.monotonic() - began < 1.8
-        answers = {reader.communicate(timeout=60)[0].split()[0].decode() for reader in readers}
+        assert [reader.poll() for reader in readers] == [None] * 4
+    answers = {reader.communicate(timeout=60)[0].split()[0].decode() for reader in readers}
     assert answers == {hashlib.sha256(content).hexdigest()}
-    asked = Counter(gets(workspace, "/packs/"))
-    assert asked
+    look()
     assert max(asked.values()) == 1, asked
 
 
@@ -267,7 +272,7 @@ def test_a_start_is_remembered_and_fetched_ahead(workspace: Site) -> None:
     workspace.elsewhere()
     assert (workspace.mountpoint / "file1").read_bytes() == random.Random(1).randbytes(5 * MIB)
     workspace.elsewhere()
-    ends = time.monotonic() + 30
+    ends = time.monotonic() + 60
     while on_disk(workspace.cache / "packs") < 5 * MIB and time.monotonic() < ends:
         time.sleep(0.05)
     assert on_disk(workspace.cache / "packs") >= 5 * MIB

@@ -41,7 +41,7 @@ def test_a_file_that_stays_open_is_saved(site: Site, tools: type[Helpers]) -> No
     with (site.mountpoint / "log").open("w") as log:
         log.write("a line\n")
         log.flush()
-        tools.until(lambda: site.status(site.url)["files"] == 3, 15)
+        tools.until(lambda: site.status(site.url)["files"] == 3)
         site.kill()
     site.wipe()
     site.mount()

@@ -124,7 +124,7 @@ def test_requests_go_on_while_a_reader_moves(workspace: Site, second: Path, tmp_
             for name in range(30):
                 (top / f"f{name}").write_text(f"{number}" * 2000)
             workspace.wsfs("sync", top)
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while (second / "f29").read_text() != "5" * 2000:
             assert time.monotonic() < deadline
             time.sleep(0.05)

@@ -191,7 +191,7 @@ def test_signals_during_the_last_save(workspace: Site, tools: type[Helpers], tre
         for _ in range(8):
             os.kill(pid, signal.SIGTERM)
             time.sleep(0.2)  # spread over the stop, whatever it does at the moment
-        tools.until(lambda: tools.is_gone(pid), 40)
+        tools.until(lambda: tools.is_gone(pid))
     assert workspace.status(workspace.url)["state"] == "STOPPED"
     workspace.wipe()
     workspace.mount()
@@ -205,20 +205,18 @@ def test_work_goes_on_during_a_save(workspace: Site, tools: type[Helpers]) -> No
     (top / "counter").write_text("0")
     (top / "big").write_bytes(os.urandom(20 * MIB))
     words, environ = workspace.command("sync", top)
-    with workspace.server.slow("PUT", "/packs/", 3.0):
+    with workspace.server.held("PUT", "/packs/"):
         syncing = subprocess.Popen(words, env=environ, stdout=subprocess.DEVNULL)
         workspace.server.requests()
         tools.until(lambda: any("/packs/" in key for _, key, _ in workspace.server.requests()))
-        began = time.monotonic()
         for number in range(1, 50):
             (top / "counter").write_text(str(number))
             (top / f"during{number}").write_text("x")
         with (top / "big").open("r+b") as file:
             file.write(b"changed while it is saved")
         assert (top / "counter").read_text() == "49"
-        assert time.monotonic() - began < 2.5
         assert syncing.poll() is None
-        assert syncing.wait(60) == 0
+    assert syncing.wait(60) == 0
     saved = top.parent / "saved"
     saved.mkdir()
     workspace.mount("-o", "ro", where=saved, cache=top.parent / "saved-cache")

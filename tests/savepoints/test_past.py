@@ -162,7 +162,7 @@ def test_a_save_point_that_was_made_just_now_and_one_with_a_name(worked: Any) ->
     seq = save(worked)
     assert (top / f".wsfs/at/{seq}/newer").read_text() == "x"
     worked.wsfs("pin", top, 2, "--name", "good")
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while not (top / ".wsfs/at/good/dir").is_dir():
         assert time.monotonic() < deadline
         time.sleep(0.5)

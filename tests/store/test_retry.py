@@ -250,7 +250,7 @@ def test_close_ends_a_wait(scripted: Any) -> None:
 
     thread = threading.Thread(target=get)
     thread.start()
-    assert waiting.wait(10)
+    assert waiting.wait(60)
     store.close()
     thread.join(10)
     assert not thread.is_alive()
