@@ -14,6 +14,7 @@ import stat
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -403,10 +404,12 @@ class History:
             end = FOREVER if end is None else end
             if end < earliest:
                 continue
-            found = list(differences(model, seen, last))
+            # Comparing bytes takes long: of what fits less well than another state it is enough to know that.
+            found = list(islice(differences(model, seen, last), least + 1))
             if not found:
                 begin = self.steps[count - 1].begun if count else 0.0
                 matches.append(Match(count, begin, end))
+                least = 0
             elif len(found) <= least:
                 least = len(found)
                 best = [f"(best fit: after step {count} of {len(self.steps)})", *found]
