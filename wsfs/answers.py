@@ -14,10 +14,11 @@ import trio
 from wsfs.aside import about, aside_in
 from wsfs.collecting import Collecting
 from wsfs.config import MountSettings
-from wsfs.errors import NeedRemote, UsageError
+from wsfs.errors import UsageError
 from wsfs.follower import Follower
 from wsfs.kernel import mountpoint as mountpoints
 from wsfs.kernel.operations import Operations
+from wsfs.remote import NeedRemote
 from wsfs.repo.head import Head, State
 from wsfs.report import AT_ONCE, Report
 from wsfs.rewind import REQUESTS, Rewind

@@ -11,10 +11,11 @@ import trio
 
 from wsfs.config import MountSettings
 from wsfs.errands import Errands
-from wsfs.errors import NeedRemote, UsageError, WsfsError
+from wsfs.errors import UsageError, WsfsError
 from wsfs.garbage import add, needs_commit, report
 from wsfs.kernel.fetcher import Fetcher
 from wsfs.log import get_log
+from wsfs.remote import NeedRemote
 from wsfs.repo.head import State
 from wsfs.saver import Saver
 from wsfs.store.base import Store

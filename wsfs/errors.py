@@ -225,18 +225,6 @@ class CacheFullError(CacheError):
         super().__init__(text)
 
 
-class NeedRemote(Exception):  # noqa: N818 - not an error: a request to fetch something and come again
-    """An operation needs something that is not local yet.
-
-    Raised by the synchronous layers *before* they change anything. Whoever called runs `fetches` (each blocks; they are
-    independent of each other, and equal keys fetch the same thing, so they can be shared) and calls again.
-    """
-
-    def __init__(self, fetches: dict[object, object]) -> None:
-        super().__init__(f"{len(fetches)} remote ranges")
-        self.fetches = fetches
-
-
 def errno_of(exc: BaseException) -> int:
     """The errno that a program sees for `exc`: ours from the class, an OSError's own, and EIO for anything else."""
     if isinstance(exc, WsfsError):

@@ -21,16 +21,17 @@ from uuid import UUID
 from wsfs.aside import aside_in
 from wsfs.data.overlay import Overlay
 from wsfs.data.packcache import PackCache
-from wsfs.errors import CacheError, FormatError, LeaseHeldError, NeedRemote, StoreError, UsageError, WsfsError
+from wsfs.errors import CacheError, FormatError, LeaseHeldError, StoreError, UsageError, WsfsError
 from wsfs.index.index import Index
 from wsfs.model import BLOCK_SIZE, MARKER_INO, ROOT_INO, Block, Inline, Inode, Local
+from wsfs.remote import Have, NeedRemote, fetch_all
 from wsfs.repo import codec
 from wsfs.repo.frame import digest
 from wsfs.store.base import Store
 from wsfs.sync.lease import boot_id
 from wsfs.sync.load import Loader
 from wsfs.targets import Content, DirectoryTarget, Exported, Target
-from wsfs.tree.paths import Have, Paths
+from wsfs.tree.paths import Paths
 
 T = TypeVar("T")
 
@@ -133,21 +134,12 @@ def _lock(descriptor: int) -> bool:
     return True
 
 
-class _Have(Have):
-    """Fetches what is needed. Raises StoreError."""
-
-    def __init__(self, store: Store | None) -> None:
-        self._store = store
-
-    def __call__(self, look: Callable[[], T], /) -> T:
-        while True:
-            try:
-                return look()
-            except NeedRemote as need:
-                if self._store is None:
-                    raise StoreError("a part of it is only in the store") from None
-                for fetch in need.fetches.values():
-                    fetch()  # type: ignore[operator]
+def _without_store(look: Callable[[], T]) -> T:
+    """A `Have` that fetches nothing. Raises StoreError."""
+    try:
+        return look()
+    except NeedRemote:
+        raise StoreError("a part of it is only in the store") from None
 
 
 class CacheExport:
@@ -160,7 +152,7 @@ class CacheExport:
         if store is not None:
             self._packs = PackCache(packs, store, _CACHE_SIZE)
             Loader(store, self._index)
-        self._have = _Have(store)
+        self._have: Have = _without_store if store is None else fetch_all
         self._paths = Paths(self._index, self._have)
 
     @property

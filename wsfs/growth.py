@@ -7,10 +7,11 @@ from collections.abc import Callable
 from heapq import nlargest
 from typing import Final
 
-from wsfs.errors import NeedRemote, WsfsError
+from wsfs.errors import WsfsError
 from wsfs.index.index import Index
 from wsfs.index.quota import Quota
 from wsfs.log import get_log
+from wsfs.remote import NeedRemote
 from wsfs.text import printable
 from wsfs.tree.paths import Paths
 

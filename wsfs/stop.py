@@ -15,10 +15,11 @@ from typing import Final
 import trio
 
 from wsfs.config import MountSettings
-from wsfs.errors import DeadlineError, FencedError, MountBusyError, NeedRemote, SyncFailedError, WsfsError
+from wsfs.errors import DeadlineError, FencedError, MountBusyError, SyncFailedError, WsfsError
 from wsfs.kernel import mountpoint as mountpoints
 from wsfs.log import get_log
 from wsfs.notify import Notifier
+from wsfs.remote import NeedRemote
 from wsfs.repo.head import State
 from wsfs.saver import Saver
 from wsfs.sync.commit import Saved

@@ -24,6 +24,7 @@ from wsfs.data.overlay import Overlay
 from wsfs.errors import TransientStoreError
 from wsfs.index.index import Index
 from wsfs.model import ROOT_INO, Ino, Inode
+from wsfs.remote import fetch_all
 from wsfs.repo.head import Head, Holder, State, decode_head
 from wsfs.repo.workspace import initialise
 from wsfs.store.base import Blob
@@ -31,7 +32,7 @@ from wsfs.store.memory import MemoryBucket, MemoryStore
 from wsfs.sync.commit import Committer, Saved
 from wsfs.sync.evict import Evictor
 from wsfs.sync.lease import this_process
-from wsfs.sync.start import CacheDirectory, Workspace, fetch_all, open_workspace
+from wsfs.sync.start import CacheDirectory, Workspace, open_workspace
 from wsfs.tree.namespace import Caller, Changes, Namespace
 
 T = TypeVar("T")

@@ -12,9 +12,10 @@ from harness import World
 
 from wsfs.data.ahead import PROFILE_MAX, WINDOWS, Ahead, Window
 from wsfs.data.packcache import WINDOW
-from wsfs.errors import FormatError, NeedRemote
+from wsfs.errors import FormatError
 from wsfs.kernel.fetcher import Fetcher
 from wsfs.model import HELD_MAX, Ino, Packed
+from wsfs.remote import NeedRemote
 from wsfs.sync.profile import is_news, read_profile, write_profile
 
 END_FIRST = [WINDOWS - 1, *range(WINDOWS - 1)]

@@ -17,8 +17,9 @@ from harness import Crash, World, saved_tree, until
 import wsfs.data.overlay
 from wsfs.data.overlay import Overlay
 from wsfs.data.packcache import WINDOW, PackCache
-from wsfs.errors import CacheError, CacheFullError, NeedRemote, StoreError
+from wsfs.errors import CacheError, CacheFullError, StoreError
 from wsfs.model import BLOCK_SIZE, HELD_MAX, FrameLoc, Inline, Ino, Local, Packed, pack_key
+from wsfs.remote import NeedRemote, fetch_all
 from wsfs.repo.frame import digest
 from wsfs.repo.pack import PackWriter, make_frame
 from wsfs.store.memory import MemoryStore
@@ -438,12 +439,7 @@ def packs(store: MemoryStore, count: int) -> list[tuple[bytes, FrameLoc]]:
 
 
 def read(cache: PackCache, loc: FrameLoc) -> bytes:
-    while True:
-        try:
-            return cache.read(loc)
-        except NeedRemote as need:
-            for fetch in need.fetches.values():
-                fetch()  # type: ignore[operator]
+    return fetch_all(lambda: cache.read(loc))
 
 
 def test_the_pack_cache_stays_within_its_limit(tmp_path: Path) -> None:

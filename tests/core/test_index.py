@@ -15,11 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import wsfs.index.tables
-from wsfs.errors import CacheError, CacheFullError, FormatError, NeedRemote
+from wsfs.errors import CacheError, CacheFullError, FormatError
 from wsfs.index.index import Batch, Index
 from wsfs.index.journal import PUT, Counters, Journal, read_segment
 from wsfs.index.tables import Writer
 from wsfs.model import FIRST_FREE_ID, ROOT_INO, Dirent, Inode
+from wsfs.remote import NeedRemote
 from wsfs.repo import codec
 from wsfs.repo.frame import digest
 from wsfs.repo.manifest import Manifest, SegmentRef
@@ -331,11 +332,6 @@ def partitioned(path: Path) -> tuple[Index, dict[str, bytes], list[str]]:
     return index, objects, loaded
 
 
-def fetch(need: NeedRemote) -> None:
-    for load in need.fetches.values():
-        load()  # type: ignore[operator]
-
-
 def test_an_index_is_not_closed_below_a_partition_that_arrives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever fetches it may be a thread that nobody waits for any more. It comes too late, and is told so."""
     index, _, _ = partitioned(tmp_path)
@@ -375,7 +371,7 @@ def test_a_partition_is_loaded_when_it_is_touched(tmp_path: Path) -> None:
     assert index.get(key(5)) == b"base"
     with pytest.raises(NeedRemote) as need:
         index.get(key(31))
-    fetch(need.value)
+    need.value.fetch()
     assert loaded[1:] == ["meta/00000001/00000001"]
     assert [index.get(key(n)) for n in (31, 39, 29)] == [b"base", b"base", None]
     assert [ref.key for ref in index.unloaded()] == ["meta/00000001/00000002"]

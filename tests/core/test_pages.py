@@ -8,9 +8,9 @@ import pyfuse3
 import pytest
 from harness import World, unreachable
 
-from wsfs.errors import NeedRemote
 from wsfs.kernel.pages import SMALL, Pages
 from wsfs.model import Ino
+from wsfs.remote import NeedRemote
 
 
 @pytest.fixture

@@ -12,10 +12,11 @@ from typing import Any, Self
 
 from wsfs.errors import StoreError
 from wsfs.model import ROOT_INO, Ino
+from wsfs.remote import fetch_all
 from wsfs.repo.head import HEAD_KEY, decode_head
 from wsfs.store.base import Blob, Store
 from wsfs.sync.lease import this_process
-from wsfs.sync.start import CacheDirectory, Workspace, fetch_all, open_workspace
+from wsfs.sync.start import CacheDirectory, Workspace, open_workspace
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,12 +30,12 @@ from wsfs.index.index import Index
 from wsfs.index.journal import read_segment
 from wsfs.index.tables import Writer
 from wsfs.model import Packed
+from wsfs.remote import fetch_all
 from wsfs.repo import codec
 from wsfs.repo.head import Holder, State, read_head
 from wsfs.sync import commit, gc, start
 from wsfs.sync.lease import SILENT_SECONDS, Lease, boot_id, this_process
 from wsfs.sync.load import Loader
-from wsfs.sync.start import fetch_all
 
 BLOCK = 4096
 Make = Callable[..., GcWorld]

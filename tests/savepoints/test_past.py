@@ -19,12 +19,12 @@ import trio
 from harness import World, started
 
 from wsfs.errands import Errands
-from wsfs.errors import NeedRemote
 from wsfs.kernel import past
 from wsfs.kernel.fetcher import Fetcher
 from wsfs.kernel.operations import View
 from wsfs.kernel.past import Shelf, WithPast
 from wsfs.model import PAST, ROOT_INO, Inode
+from wsfs.remote import NeedRemote
 from wsfs.sync.history import save_points
 
 

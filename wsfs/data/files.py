@@ -13,10 +13,11 @@ from typing import Final
 
 from wsfs.data.overlay import Overlay
 from wsfs.data.packcache import PackCache
-from wsfs.errors import CacheError, NeedRemote
+from wsfs.errors import CacheError
 from wsfs.index.index import Batch, Index
 from wsfs.index.quota import SMALL
 from wsfs.model import BLOCK_SIZE, HELD_MAX, LOCAL, Block, Inline, Ino, Inode, Local, Packed, blocks_of, new_record
+from wsfs.remote import Fetches, NeedRemote
 from wsfs.repo import codec
 
 MAX_FILE_SIZE: Final = BLOCK_SIZE * (1 << 32)
@@ -57,7 +58,7 @@ class Files:
         if offset >= end:
             return b""
         parts = []
-        needed: dict[object, object] = {}
+        needed: Fetches = {}
         while offset < end:
             index, start = divmod(offset, BLOCK_SIZE)
             length = min(BLOCK_SIZE - start, end - offset)
@@ -271,7 +272,7 @@ class Files:
         """Let `batch` have all data of a file here, and in no pack: what remains of `room`, the bytes that may be read
         for that, and what to do before `batch` is applied. Raises NeedRemote; EXDEV when it takes more."""
         begin: list[tuple[int, bytes]] = []
-        needed: dict[object, object] = {}
+        needed: Fetches = {}
         for key, row in self._index.scan(ino, codec.BLOCK):
             block = codec.decode_block(row)
             if self._in_overlay(ino, block):

@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Final
 
 from wsfs.disk import is_full
-from wsfs.errors import CacheError, CacheFullError, FormatError, NeedRemote
+from wsfs.errors import CacheError, CacheFullError, FormatError
 from wsfs.log import get_log
 from wsfs.model import FrameLoc, pack_key
+from wsfs.remote import NeedRemote
 from wsfs.repo.pack import open_frame
 from wsfs.store.base import Store
 from wsfs.store.sealed import read_range

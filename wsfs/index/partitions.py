@@ -6,8 +6,9 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable
 from typing import Final
 
-from wsfs.errors import CacheError, NeedRemote
+from wsfs.errors import CacheError
 from wsfs.index.base import Partition
+from wsfs.remote import NeedRemote
 from wsfs.repo.manifest import SegmentRef
 
 
@@ -55,5 +56,5 @@ class Partitions:
         self.partial = any(not part.loaded for part in self.all)
 
 
-def _fetch(ref: SegmentRef, loader: Callable[[SegmentRef], None]) -> tuple[object, object]:
+def _fetch(ref: SegmentRef, loader: Callable[[SegmentRef], None]) -> tuple[object, Callable[[], object]]:
     return ("part", ref.key, ref.start), lambda: loader(ref)

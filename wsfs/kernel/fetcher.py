@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final, cast
+from typing import Final
 
 import trio
 
-from wsfs.errors import NeedRemote, TransientStoreError
+from wsfs.errors import TransientStoreError
+from wsfs.remote import NeedRemote
 
 PARALLEL: Final = 8
 """Fetches at once. Each holds at most one window or partition in memory, so this bounds it too."""
@@ -38,13 +39,13 @@ class Fetcher:
 
     async def satisfy(self, need: NeedRemote) -> None:
         """Fetch all that is needed. Raises what the first failing fetch raised; TransientStoreError at the deadline."""
-        mine: list[tuple[_Flight, list[object], Callable[[], None]]] = []
+        mine: list[tuple[_Flight, list[object], Callable[[], object]]] = []
         flights = []
         for key, fetch in need.fetches.items():
             flight = self._flights.get(key)
             if flight is None:
                 flight = self._flights[key] = _Flight()
-                mine.append((flight, [key], cast("Callable[[], None]", fetch)))
+                mine.append((flight, [key], fetch))
             flights.append(flight)
         if len(mine) == 1:
             await self._fly(*mine[0], self._limiter)
@@ -61,7 +62,7 @@ class Fetcher:
         """Whether it is being fetched."""
         return key in self._flights
 
-    async def ahead(self, keys: list[object], fetch: Callable[[], None]) -> None:
+    async def ahead(self, keys: list[object], fetch: Callable[[], object]) -> None:
         """Fetch at once what nobody waits for yet; nothing of it may be under way. Whoever needs some of it meanwhile
         waits for this; if it fails, only they are told."""
         assert not any(map(self.has, keys))
@@ -70,7 +71,7 @@ class Fetcher:
         await self._fly(flight, keys, fetch, self._ahead)
 
     async def _fly(
-        self, flight: _Flight, keys: list[object], fetch: Callable[[], None], limiter: trio.CapacityLimiter
+        self, flight: _Flight, keys: list[object], fetch: Callable[[], object], limiter: trio.CapacityLimiter
     ) -> None:
         try:
             with trio.fail_after(self._deadline):

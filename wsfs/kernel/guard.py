@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import pyfuse3
 
 from wsfs.disk import FULL
-from wsfs.errors import CacheFullError, NeedRemote, WsfsError, errno_of
+from wsfs.errors import CacheFullError, WsfsError, errno_of
 from wsfs.log import REPORT, get_log
 from wsfs.model import PAST
+from wsfs.remote import NeedRemote
 
 if TYPE_CHECKING:
     from wsfs.kernel.operations import Operations

@@ -13,7 +13,7 @@ import pyfuse3
 import trio
 
 from wsfs.data.files import Files
-from wsfs.errors import FormatError, NeedRemote, WsfsError
+from wsfs.errors import FormatError, WsfsError
 from wsfs.index.index import Index
 from wsfs.kernel.fetcher import Fetcher
 from wsfs.kernel.guard import mutating, reading, waiting
@@ -21,6 +21,7 @@ from wsfs.kernel.mountpoint import ATTRIBUTE
 from wsfs.kernel.pages import Pages
 from wsfs.kernel.refusals import Refusals
 from wsfs.model import BLOCK_SIZE, NAME_MAX, PAST, ROOT_INO, TYPE_MASK, Ino, Inode, new_record
+from wsfs.remote import NeedRemote
 from wsfs.text import printable
 from wsfs.tree.namespace import Changes, Namespace
 

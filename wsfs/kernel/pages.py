@@ -13,8 +13,9 @@ from typing import Final
 
 import pyfuse3
 
-from wsfs.errors import NeedRemote, WsfsError
+from wsfs.errors import WsfsError
 from wsfs.model import Ino, Inode
+from wsfs.remote import NeedRemote
 
 SMALL: Final = 128 << 10
 """Files up to this size, in bytes: they are mostly read whole. A larger one is read with requests of up to 1 MiB."""

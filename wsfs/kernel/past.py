@@ -20,11 +20,12 @@ import trio
 
 from wsfs.data.packcache import PackCache
 from wsfs.errands import Errands
-from wsfs.errors import FormatError, NeedRemote, NoSavePointError
+from wsfs.errors import FormatError, NoSavePointError
 from wsfs.kernel.guard import waiting
 from wsfs.kernel.operations import FOREVER, Operations, new_entry
 from wsfs.log import get_log
 from wsfs.model import PAST, PAST_NAME, ROOT_INO, Ino, Inode
+from wsfs.remote import NeedRemote
 from wsfs.store.base import Store
 from wsfs.sync.history import SavePoint, find, save_points
 from wsfs.sync.snapshot import Snapshot

@@ -22,7 +22,7 @@ from typing import Final, Protocol, TypeVar
 
 from wsfs.data.overlay import Overlay
 from wsfs.data.packcache import PackCache
-from wsfs.errors import DeadlineError, NeedRemote, PreconditionFailedError, StoreError, TransientStoreError
+from wsfs.errors import DeadlineError, PreconditionFailedError, StoreError, TransientStoreError
 from wsfs.index.base import Pending, Standing, dirty_rows, drop_pending, shared_rows, write_pending
 from wsfs.index.index import Index
 from wsfs.index.order import in_order, let_go, once_each
@@ -30,6 +30,7 @@ from wsfs.index.tables import Reader, Writer
 from wsfs.log import get_log
 from wsfs.model import segment_key
 from wsfs.parallel import map_ordered
+from wsfs.remote import fetch_all
 from wsfs.repo import codec
 from wsfs.repo.head import State
 from wsfs.repo.manifest import Manifest, SegmentRef, encode_manifest, new_segment
@@ -191,12 +192,7 @@ class Committer:
 
     def _ask(self, look: Callable[[], T]) -> T:
         """What a look on the owner thread finds; what it needs is fetched on ours."""
-        while True:
-            try:
-                return self._on_owner(look)
-            except NeedRemote as need:
-                for fetch in need.fetches.values():
-                    fetch()  # type: ignore[operator]
+        return fetch_all(lambda: self._on_owner(look))
 
     def _freeze(self, left: Left) -> int | None:
         if self._judge():

@@ -11,10 +11,10 @@ import trio
 
 from wsfs.data.overlay import Overlay
 from wsfs.data.packcache import PackCache
-from wsfs.errors import NeedRemote
 from wsfs.index.index import Batch, Index
 from wsfs.index.order import in_order
 from wsfs.model import Packed
+from wsfs.remote import NeedRemote
 from wsfs.repo import codec
 
 _AT_ONCE: Final = 100

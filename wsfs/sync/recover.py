@@ -13,18 +13,19 @@ from uuid import UUID
 
 from wsfs import aside as asides
 from wsfs.data.overlay import Overlay
-from wsfs.errors import CacheError, NeedRemote, WsfsError
+from wsfs.errors import CacheError, WsfsError
 from wsfs.index.check import is_whole, salvage
 from wsfs.index.index import Index
 from wsfs.index.journal import PUT_CLEAN, read_segment
 from wsfs.index.names import Entry, entries_of, listed
 from wsfs.model import BLOCK_SIZE
+from wsfs.remote import fetch_all
 from wsfs.repo.head import Head, Holder, State
 from wsfs.store.base import Store
 from wsfs.sync.lease import boot_id
 from wsfs.sync.load import Loader
 from wsfs.text import printable
-from wsfs.tree.paths import Have, Paths
+from wsfs.tree.paths import Paths
 
 T = TypeVar("T")
 
@@ -75,18 +76,6 @@ def _list(cache: Path, names: Iterable[str]) -> Path:
         path.write_text("".join(f"{name}\n" for name in names))
         path.chmod(0o600)
     return path
-
-
-class _Fetching(Have):
-    """Fetches what a look needs, on this thread."""
-
-    def __call__(self, look: Callable[[], T], /) -> T:
-        while True:
-            try:
-                return look()
-            except NeedRemote as need:
-                for fetch in need.fetches.values():
-                    fetch()  # type: ignore[operator]
 
 
 def left_elsewhere(before: Head, me: Holder, *, crashed: bool, unsaved: bool) -> str:
@@ -167,7 +156,7 @@ def unsaved_in(aside: Path, store: Store, newest: Index) -> list[bytes]:
 
 def _has_no_row(index: Index, ino: int) -> bool:
     try:
-        return _Fetching()(lambda: index.inode(ino)) is None
+        return fetch_all(lambda: index.inode(ino)) is None
     except WsfsError:
         return True
 
@@ -194,7 +183,7 @@ def _names(entries: list[Entry], others: set[int], *indexes: Index) -> list[byte
     """The paths of all that some entries are about, and of other inodes: in the entries, or in one of the indexes."""
     named = [entry for entry in entries if entry.name]
     new = {entry.ino: entry for entry in named if entry.ino}
-    known = [Paths(index, _Fetching()) for index in indexes]
+    known = [Paths(index, fetch_all) for index in indexes]
 
     def path_of(ino: int, below: frozenset[int] = frozenset()) -> bytes:
         for paths in known:

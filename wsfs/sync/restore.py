@@ -16,10 +16,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Final, TypeVar
 
-from wsfs.errors import NeedRemote, NoSavePointError, UsageError
+from wsfs.errors import NoSavePointError, UsageError
 from wsfs.index.batch import Batch
 from wsfs.index.index import Index
 from wsfs.model import MARKER_NAME, ROOT_INO, Ino, Inode
+from wsfs.remote import fetch_all
 from wsfs.repo import codec
 from wsfs.sync.commit import OnOwner
 from wsfs.sync.compare import same_content
@@ -399,12 +400,7 @@ class Restorer:
 
     def _run(self, step: Callable[[], T]) -> T:
         """A step on the owner thread; what it needs is fetched on ours."""
-        while True:
-            try:
-                return self._on_owner(step)
-            except NeedRemote as need:
-                for fetch in need.fetches.values():
-                    fetch()  # type: ignore[operator]
+        return fetch_all(lambda: self._on_owner(step))
 
 
 class _NeedBodyError(Exception):

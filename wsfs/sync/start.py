@@ -25,13 +25,13 @@ from wsfs.errors import (
     ForeignWorkspaceError,
     LeaseHeldError,
     MarkerError,
-    NeedRemote,
     NoWorkspaceError,
     WsfsError,
 )
 from wsfs.index.base import drop_pending
 from wsfs.index.index import Batch, Index
 from wsfs.model import MARKER_INO, MARKER_NAME, ROOT_INO, Ino, Packed
+from wsfs.remote import fetch_all
 from wsfs.repo import codec
 from wsfs.repo.head import Head, HeadVersion, Holder, State, read_head
 from wsfs.repo.manifest import Manifest
@@ -196,16 +196,6 @@ class Workspace:
         """Everything local is on disk afterwards. Raises CacheError."""
         self.index.close()
         self.overlay.close()
-
-
-def fetch_all(operation: Callable[[], T]) -> T:
-    """Run an operation, fetching what it needs on this thread. For start-up and tests; a mount never blocks so."""
-    while True:
-        try:
-            return operation()
-        except NeedRemote as need:
-            for fetch in need.fetches.values():
-                fetch()  # type: ignore[operator]
 
 
 def open_workspace(

@@ -12,10 +12,11 @@ import warnings
 from typing import Final, NamedTuple
 
 from wsfs.data.files import Files
-from wsfs.errors import FormatError, NeedRemote, NotFoundError, WsfsError
+from wsfs.errors import FormatError, NotFoundError, WsfsError
 from wsfs.index.index import Index
 from wsfs.log import get_log
 from wsfs.model import MARKER_NAME, ROOT_INO, Ino, Inode
+from wsfs.remote import NeedRemote
 
 log = get_log(__name__)
 
@@ -163,17 +164,16 @@ class Ignore:
         except FormatError as exc:
             self._give_up(inode, exc)
             return None
-        except NeedRemote as need:
-            fetches = need.fetches
+        except NeedRemote as missing:
+            need = missing
 
         def fetch() -> None:
             try:
-                for one in fetches.values():
-                    one()  # type: ignore[operator]
+                need.fetch()
             except (FormatError, NotFoundError) as exc:
                 self._give_up(inode, exc)
 
-        raise NeedRemote({("rules", *fetches): fetch})
+        raise NeedRemote({("rules", *need.fetches): fetch})
 
     def _give_up(self, inode: Inode, exc: WsfsError) -> None:
         """Any thread: as long as this is the file, it cannot be read."""

@@ -18,9 +18,10 @@ from collections.abc import Callable, Iterable
 from typing import Final
 
 from wsfs.data.files import Files
-from wsfs.errors import FormatError, NeedRemote
+from wsfs.errors import FormatError
 from wsfs.index.index import Batch, Index
 from wsfs.model import Ino, Inode
+from wsfs.remote import Fetches, NeedRemote
 from wsfs.repo import codec
 from wsfs.text import printable
 from wsfs.tree.ignore import Ignore
@@ -83,7 +84,7 @@ class Keeping:
         Raises NeedRemote, FormatError, and EXDEV if that is too much, or a file has other names.
         """
         room, count = FETCHED_MAX, 0
-        needed: dict[object, object] = {}
+        needed: Fetches = {}
         begins: list[Callable[[], None]] = []
         pending = [inode]
         while pending:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from itertools import islice
 from typing import Final, TypeVar
 
 from wsfs.index.index import Index
 from wsfs.model import ROOT_INO
+from wsfs.remote import Have, as_it_is
 
 T = TypeVar("T")
 
@@ -32,19 +32,12 @@ def shown_path(index: Index, ino: int) -> bytes:
     return b"/" + b"/".join(reversed(parts))
 
 
-class Have:
-    """How a look at the index gets what it needs; this one lets NeedRemote pass."""
-
-    def __call__(self, look: Callable[[], T], /) -> T:
-        return look()
-
-
 class Paths:
     """For one moment: it remembers names. Belongs to the owner thread; what is not here raises what `have` raises."""
 
-    def __init__(self, index: Index, have: Have | None = None) -> None:
+    def __init__(self, index: Index, have: Have = as_it_is) -> None:
         self._index = index
-        self._have = have or Have()
+        self._have = have
         self._names: dict[int, dict[int, bytes]] = {}
         self._found: dict[int, int] | None = None
 
