@@ -222,7 +222,7 @@ class Answers:
             **self._report.forecast(),
             "last_save": head.saved_at,
             "last_save_age": _age(head.saved_at),
-            "cache_used": workspace.packs.size + self._evictor.overlay_size,
+            "cache_used": self._evictor.used,
             "cache_limit": self._cache_size,
             "files": workspace.index.files,
             "bytes": workspace.index.bytes,

@@ -19,7 +19,7 @@ from wsfs.cli import daemon, main, mounts, process
 from wsfs.cli.history import the_mount
 from wsfs.cli.init import parse_labels, parse_owner
 from wsfs.cli.output import duration, size
-from wsfs.cli.status import of_all
+from wsfs.cli.status import describe, of_all
 from wsfs.errors import MarkerError, MountError, NotMountedError, UsageError
 from wsfs.mountinfo import Mount, parse_mountinfo
 
@@ -186,6 +186,12 @@ def test_status_of_all_leaves_out_what_is_gone_by_the_time_it_is_asked(
     assert [mount.is_wsfs for mount in mounts.all_mounts()] == [True]
     monkeypatch.setattr(mounts, "find_wsfs", lambda mountpoint: None)
     assert list(of_all()) == []
+
+
+@pytest.mark.parametrize(("used", "shown"), [(None, "(at most 10.0 GB)"), (5000, "(5.0 kB of 10.0 GB)")])
+def test_status_says_how_much_room_the_cache_takes_once_it_knows(used: int | None, shown: str) -> None:
+    told = describe({"state": "RUNNING", "cache_dir": "/c", "cache_used": used, "cache_limit": 10**10})
+    assert told.splitlines()[-1].endswith(f"/c {shown}")
 
 
 def test_only_mounts_that_the_caller_may_control_count(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -148,13 +148,17 @@ def _lines(one: Mapping[str, Any]) -> list[tuple[str, str]]:
     if one.get("files") is not None:
         lines.append(("contents", f"{files(one['files'])}, {size(one.get('bytes') or 0)}"))
     if one.get("cache_dir"):
-        limit = one.get("cache_limit")
-        used = f" ({size(one['cache_used'])}" if one.get("cache_used") is not None else ""
-        used += (f" of {size(limit)})" if limit else ")") if used else ""
-        lines.append(("cache", f"{one['cache_dir']}{used}"))
+        lines.append(("cache", f"{one['cache_dir']}{_taken(one.get('cache_used'), one.get('cache_limit'))}"))
     if one.get("host"):
         lines.append(("held by", f"{one['host']}, process {one.get('pid')}"))
     return lines
+
+
+def _taken(used: int | None, limit: int | None) -> str:
+    """How much of its limit a cache takes, as far as that is known."""
+    if used is None:
+        return f" (at most {size(limit)})" if limit else ""
+    return f" ({size(used)} of {size(limit)})" if limit else f" ({size(used)})"
 
 
 def _mode(one: Mapping[str, Any]) -> str:

@@ -30,9 +30,14 @@ class Evictor:
         self._index = index
         self._overlay = overlay
         self._packs = packs
-        self.overlay_size = 0
+        self._overlay_size: int | None = None
         self.still = trio.Lock()
         """Held while rows are changed here. Whoever holds it has them to himself on a read-only mount."""
+
+    @property
+    def used(self) -> int | None:
+        """Bytes that the cache takes, as of the last look; None before the first one."""
+        return None if self._overlay_size is None else self._overlay_size + self._packs.size
 
     async def shrink(self, limit: int) -> int:
         """Drop packs, and overlay files that are only copies of packs, until all fits in `limit` bytes: what was not
@@ -40,13 +45,13 @@ class Evictor:
         async with self.still:
             files = await trio.to_thread.run_sync(self._overlay.usage)
             packs = await trio.to_thread.run_sync(self._packs.usage)
-            self.overlay_size = sum(size for _, size, _ in files)
+            overlay = self._overlay_size = sum(size for _, size, _ in files)
             low = int(limit * _LOW_WATER)
-            target = limit if self.overlay_size + self._packs.size <= limit else low
+            target = limit if overlay + self._packs.size <= limit else low
             freed = fetched = 0
             copies: Iterator[tuple[float, int, int | str]] = in_order(chain(files, packs), itemgetter(0))
             for number, (used, size, copy) in enumerate(copies):
-                if self.overlay_size - freed + self._packs.size <= target:
+                if overlay - freed + self._packs.size <= target:
                     break
                 if isinstance(copy, str):
                     if self._packs.size > limit - low:
@@ -55,7 +60,7 @@ class Evictor:
                     freed += size
                 if number % _AT_ONCE == 0:
                     await trio.lowlevel.checkpoint()
-            self.overlay_size -= freed
+            self._overlay_size = overlay - freed
             return freed + fetched
 
     async def drop_all(self) -> int:
