@@ -190,6 +190,7 @@ class _Repair:
             bytes=total,
             base=start.base,
             deltas=deltas,
+            left_out=start.left_out,
         )
 
     def _put_segment(self, rows: list[Row], start: bytes = b"") -> SegmentRef:

@@ -38,6 +38,7 @@ def _describe(point: SavePoint, older: list[SavePoint]) -> dict[str, Any]:
         "files_change": None if before is None else manifest.files - before.files,
         "bytes_change": None if before is None else manifest.bytes - before.bytes,
         "host": manifest.host or None,
+        "left_out": manifest.left_out,
         "commit": manifest.key,
         "in_history": point.line,
         "pinned": pin is not None,

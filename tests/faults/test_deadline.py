@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -82,9 +83,16 @@ def test_what_people_care_for_is_saved_first(site: Any, tree: Any, tmp_path: Pat
     assert len(without_content(found)) < len(whole)
     site.umount()
 
-    # This one has everything, and saves the rest.
+    # This one has everything, and saves the rest. Also later it is known of each save point what is missing in it.
+    point = json.loads(site.wsfs("log", site.url, "--json").stdout)["save_points"][0]
+    assert point["left_out"] > 1
+    assert f"without {point['left_out']} files that could not be saved in time" in site.wsfs("log", site.url).stdout
     site.mount()
     assert tree.of(top) == before
+    site.wsfs("sync", top)
+    newest = json.loads(site.wsfs("log", top, "--json").stdout)["save_points"][0]
+    assert newest["id"] > point["id"]
+    assert newest["left_out"] == 0
     site.elsewhere()
     assert tree.of(top) == before
 

@@ -47,6 +47,8 @@ manifests = st.builds(
         lambda starts: tuple(SegmentRef("k", 1, 2, bytes(20), start) for start in (b"", *sorted(starts)))
     ),
     st.lists(st.builds(SegmentRef, KEY, COUNT, EPOCH, DIGEST), max_size=3).map(tuple),
+    WORD,
+    COUNT,
 )
 
 

@@ -178,6 +178,8 @@ def _line(point: Mapping[str, Any]) -> str:
         parts.append(f"({f'{count:+,} files, ' if count else ''}{_signed(point['bytes_change'])})")
     if point["host"]:
         parts.append(f"by {printable(point['host'])}")
+    if point.get("left_out"):
+        parts.append(f"without {files(point['left_out'])} that could not be saved in time")
     if point["pinned"]:
         left = point["seconds_left"]
         span = "" if left is None else f" for {duration(left)}"

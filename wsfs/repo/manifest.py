@@ -52,7 +52,8 @@ def new_segment(key: str, rows: list[Row], start: bytes = b"") -> tuple[SegmentR
 class Manifest:
     """One commit. `next_id` is the first inode number and cookie that no commit has used; `bytes` sums file sizes.
 
-    `host` is the name of the machine that made it, for people; empty if it is not known.
+    `host` is the name of the machine that made it, for people; empty if it is not known. `left_out`: how many files had
+    changed and could not be sent before a deadline; they are in it as they were in the commit before, or not at all.
     """
 
     workspace: str
@@ -67,6 +68,7 @@ class Manifest:
     base: tuple[SegmentRef, ...]
     deltas: tuple[SegmentRef, ...]
     host: str = ""
+    left_out: int = 0
 
     @property
     def key(self) -> str:
@@ -90,6 +92,7 @@ def encode_manifest(m: Manifest) -> bytes:
             "base": [_ref_out(ref) for ref in m.base],
             "deltas": [_ref_out(ref) for ref in m.deltas],
             **({"host": m.host[:HOST_MAX]} if m.host else {}),
+            **({"left_out": m.left_out} if m.left_out else {}),
         }
     )
     return _HEADER.pack(MAGIC, len(raw)) + compress(raw)
@@ -125,6 +128,7 @@ def decode_manifest(data: bytes) -> Manifest:
         base=base,
         deltas=tuple(_ref_in(r, what) for r in field(v, "deltas", list, what)),
         host=field(v, "host", str, what)[:HOST_MAX] if "host" in v else "",
+        left_out=number(v, "left_out", what) if "left_out" in v else 0,
     )
 
 

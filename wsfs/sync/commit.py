@@ -308,6 +308,7 @@ class Committer:
             base,
             deltas,
             self._lease.host,
+            len(left.inodes),
         )
         encoded = encode_manifest(manifest)
         in_time(limit)
