@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from harness import Crash, Store, World, shrink
 from wsfs.errors import FencedError, LeaseHeldError, StoreError, TransientStoreError, WsfsError
 from wsfs.fsck import check
 from wsfs.intake import EMPTY, take_in
-from wsfs.repo.head import State, read_head
+from wsfs.repo.head import HEAD_KEY, State, encode_head, read_head
 from wsfs.repo.workspace import initialise
 from wsfs.sources import DirectorySource
 from wsfs.store.memory import MemoryBucket
@@ -50,6 +51,17 @@ def is_whole(bucket: MemoryBucket) -> bool:
     files = read_head(store).head.files
     assert files in (EMPTY, EMPTY + FILES + 3)
     return files != EMPTY
+
+
+def test_an_import_promises_nothing_of_what_a_cache_has_kept(source: DirectorySource) -> None:
+    """The first stop could not save anything, and so the workspace is empty."""
+    store = Store(new_bucket())
+    head = read_head(store).head
+    store.put(HEAD_KEY, encode_head(replace(head, state=State.SYNC_FAILED, reason="it stays on a")))
+    run(store, source)
+    now = read_head(store).head
+    assert now.state is State.SYNC_FAILED
+    assert now.reason.startswith("it stays on a; the workspace was filled since, ")
 
 
 def puts_of(source: DirectorySource) -> int:

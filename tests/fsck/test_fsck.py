@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from garbage import HOUR, GcWorld
@@ -611,6 +613,27 @@ def test_a_pinned_damaged_commit_does_not_stop_the_collection(world: GcWorld) ->
     world.pass_time(31 * 24 * HOUR)
     world.settle()
     assert not [key for key in world.bucket.objects if key.startswith("kept/")]
+
+
+@pytest.mark.parametrize(
+    ("before", "told"),
+    [
+        ({"state": State.SYNC_FAILED, "reason": "time is up; what is missing is on a", "holder": None}, "time is up; "),
+        (
+            {"holder": Holder("a", 7, "its boot", "noon", "cache"), "reason": "not told"},
+            "did not end in order: .* on a ",
+        ),
+    ],
+)
+def test_a_repair_promises_nothing_of_what_a_cache_has_kept(world: GcWorld, before: dict[str, Any], told: str) -> None:
+    alter(world, DAMAGES["a wrong link count"][0](world))
+    store = world.observer()
+    store.put("HEAD", encode_head(replace(world.head(), **before)))
+    world.pass_time(HOUR)
+    assert repair(store, check(store), ME).done
+    assert not kinds(world)
+    assert world.head().state is State.SYNC_FAILED
+    assert re.search(f"{told}.*; the workspace was repaired since, .*'wsfs export --unsaved'", world.head().reason)
 
 
 def test_the_commit_before_a_repair_keeps_its_data(world: GcWorld) -> None:

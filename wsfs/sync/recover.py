@@ -102,9 +102,32 @@ def left_elsewhere(before: Head, me: Holder, *, crashed: bool, unsaved: bool) ->
     if ours:
         return ""
     reason = f" ({before.reason})" if before.reason else ""
+    return f"files may be missing here, for the mount before did not end in order{reason}: {kept_by(holder)}"
+
+
+def changed_since(before: Head, how: str) -> tuple[State, str]:
+    """What HEAD says once something that has no cache has changed the workspace. `before` is HEAD as it was.
+
+    STOPPED is the promise that everything is in the bucket. That does not hold for what a mount before has kept, whose
+    cache does not stand on HEAD any more.
+    """
+    reason = before.reason if before.state == State.SYNC_FAILED else ""
+    if before.holder is not None and before.holder.cache:
+        reason = f"the mount before did not end in order: {kept_by(before.holder)}"
+    if not reason:
+        return State.STOPPED, ""
     return (
-        f"files may be missing here, for the mount before did not end in order{reason}: what it had not saved is in its"
-        f" cache directory on {holder.host} (process {holder.pid}, mounted since {holder.since})"
+        State.SYNC_FAILED,
+        f"{reason}; the workspace was {how} since, so a mount with that cache sets it aside, where 'wsfs export"
+        " --unsaved' finds it",
+    )
+
+
+def kept_by(holder: Holder) -> str:
+    """Where to look for what a mount that did not end in order has not saved."""
+    return (
+        f"what it had not saved is in its cache directory on {holder.host} (process {holder.pid}, mounted since"
+        f" {holder.since})"
     )
 
 
