@@ -58,6 +58,7 @@ def commit_tree(
         base=base,
         deltas=(),
         host=lease.host,
+        left_out=0,
     )
     encoded = encode_manifest(manifest)
     store.put(manifest.key, encoded, if_none_match=True)

@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from shutil import rmtree
-from typing import Final, TypeVar
+from typing import Final
 from uuid import UUID
 
 from wsfs import aside as asides
@@ -26,8 +26,6 @@ from wsfs.sync.lease import boot_id
 from wsfs.sync.load import Loader
 from wsfs.text import printable
 from wsfs.tree.paths import Paths
-
-T = TypeVar("T")
 
 _NAMED: Final = 5
 """How many names the line has; the file has all."""

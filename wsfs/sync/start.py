@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final
 from uuid import UUID
 
 from wsfs.aside import command
@@ -44,7 +44,6 @@ from wsfs.sync.load import Loader, read_manifest
 from wsfs.sync.recover import Recovery, left_elsewhere, lost_in, set_damaged_aside, unsaved_in
 from wsfs.tree.namespace import Namespace
 
-T = TypeVar("T")
 Tell = Callable[[str], None]
 Reached = Callable[[str], None]
 

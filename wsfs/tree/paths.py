@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from itertools import islice
-from typing import Final, TypeVar
+from typing import Final
 
 from wsfs.index.index import Index
 from wsfs.model import ROOT_INO
 from wsfs.remote import Have, as_it_is
-
-T = TypeVar("T")
 
 SEARCHED: Final = 1000
 """So many names of each directory are looked at for one path. 20,000 would take 70 ms."""
