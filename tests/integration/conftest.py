@@ -18,6 +18,7 @@ import sys
 import tempfile
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -326,9 +327,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     found.close()
 
 
-_prefixes = itertools.count()
-
-
 @pytest.fixture(scope="session")
 def new_site(request: pytest.FixtureRequest) -> Callable[[Path, str], Site]:
     """Makes a Site below a directory, with a store of the kind that is named."""
@@ -341,7 +339,7 @@ def new_site(request: pytest.FixtureRequest) -> Callable[[Path, str], Site]:
         } | {"PYTHONPATH": str(REPOSITORY), "LC_ALL": "C.UTF-8", "AWS_EC2_METADATA_DISABLED": "true"}
         if kind == DIRECTORY:
             return Site(base, f"file://{base}/store", environ)
-        prefix = f"run-{os.getpid()}/{next(_prefixes)}"
+        prefix = f"run-{os.getpid()}/{uuid.uuid4()}"
         if kind == MOTO:
             server = request.getfixturevalue("server")
             keys = {"AWS_ACCESS_KEY_ID": "testing-key-id", "AWS_SECRET_ACCESS_KEY": "testing-secret"}
