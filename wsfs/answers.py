@@ -83,6 +83,7 @@ class Answers:
         if operation == "stats":
             return self._counters.snapshot()
         if operation == "sync":
+            await self._operations.under_way.wait()
             saved = await self._saver.save(State.RUNNING)
             self._settle(request)
             return self._account(saved)

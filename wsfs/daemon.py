@@ -127,7 +127,14 @@ class Daemon:
         self._session = trio.CancelScope()
         """With the kernel. To cancel it leaves what waits for the store without an answer."""
         self._stopper = Stopper(
-            settings, workspace, self._saver, Notifier.from_environment(), self._session.cancel, self._moved
+            settings,
+            workspace,
+            self._saver,
+            Notifier.from_environment(),
+            self._operations.under_way,
+            pyfuse3.terminate,
+            self._session.cancel,
+            self._moved,
         )
         self._collecting = Collecting(
             settings,

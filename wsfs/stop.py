@@ -17,6 +17,7 @@ import trio
 from wsfs.config import MountSettings
 from wsfs.errors import DeadlineError, FencedError, MountBusyError, SyncFailedError, WsfsError
 from wsfs.kernel import mountpoint as mountpoints
+from wsfs.kernel.underway import UnderWay
 from wsfs.log import get_log
 from wsfs.notify import Notifier
 from wsfs.remote import NeedRemote
@@ -48,8 +49,8 @@ _LOOK_SECONDS: Final = 0.02
 
 
 class Stopper:
-    """Belongs to the trio thread. `cut_off` ends the session with the kernel, whoever still uses it; `moved` counts the
-    bytes that went to the store and came from it."""
+    """Belongs to the trio thread. `close_door` takes no request from the kernel any more; `cut_off` ends the session
+    with it, whoever still waits for an answer; `moved` counts the bytes that went to the store and came from it."""
 
     def __init__(
         self,
@@ -57,6 +58,8 @@ class Stopper:
         workspace: Workspace,
         saver: Saver,
         notifier: Notifier,
+        under_way: UnderWay,
+        close_door: Callable[[], None],
         cut_off: Callable[[], None],
         moved: Callable[[], int],
     ) -> None:
@@ -64,7 +67,11 @@ class Stopper:
         self._workspace = workspace
         self._saver = saver
         self._notifier = notifier
+        self._under_way = under_way
+        self._close_door = close_door
         self._cut_off = cut_off
+        self._not_made = 0
+        """Changes that were under way when there was no more time to wait for them."""
         self._moved = moved
         self._end: float | None = None
         self._began = 0.0
@@ -119,6 +126,7 @@ class Stopper:
         """All that there is before the unmount. Raises as `_push`."""
         if not handed_over:
             await self._take_from_kernel()
+        await self._wait_for_changes(0.25)
         await self._say_stopping()
         await self._push(_FOR_UNMOUNT)
 
@@ -302,8 +310,18 @@ class Stopper:
                 "the mount is held by an open file or another mount namespace: cut off",
                 mountpoint=self._settings.mountpoint,
             )
+            self._close_door()
+            await self._in_time(self._wait_for_changes)
+            self._not_made = len(self._under_way)
             self._cut_off()
             await self.unmounted.wait()
+
+    async def _wait_for_changes(self, share: float = 1.0) -> None:
+        """What programs were told is done, and waits for the store, is not in the cache yet. Under a deadline it gets a
+        share of the time that is left."""
+        end = self._before_end(_GIVE_BACK_SECONDS)
+        with trio.move_on_after(float("inf") if end is None else max(end - time.monotonic(), 0) * share):
+            await self._under_way.wait()
 
     async def watch_mount(self) -> None:
         """Notice an unmount that does not end the session: a lazy one while files are open, or one in this mount
@@ -370,6 +388,11 @@ class Stopper:
         if self._workspace.index.is_dirty:
             await self._say_stopping()
         await self._push(_GIVE_BACK_SECONDS)
+        if self._not_made:
+            raise DeadlineError(
+                f"time is up, and {self._not_made} {'change' if self._not_made == 1 else 'changes'} that waited for the"
+                " store could not be made: what programs have just written there is lost; everything else is saved"
+            )
         await self._give_back(State.STOPPED)
 
     async def _give_back(self, state: State, reason: str = "") -> None:

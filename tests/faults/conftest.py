@@ -108,7 +108,7 @@ def site(proxy: Proxy, tmp_path: Path, new_site: Callable[[Path, str], Any]) -> 
     found = new_site(tmp_path, kind)
     found.environ["WSFS_ENDPOINT_URL"] = proxy.endpoint
     found.environ["NO_PROXY"] = "127.0.0.1"
-    with integration._watched(found, 100):
+    with integration._watched(found, 200):
         found.init()
         try:
             yield found

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import signal
 import socket
 import subprocess
+import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -269,6 +272,98 @@ def test_a_reader_that_waits_for_the_store_keeps_no_signal_waiting(site: Any, pr
     assert not tools.is_mounted(site.mountpoint)
     assert site.status()["state"] == "STOPPED"
     assert site.status(site.url)["state"] == "STOPPED"
+
+
+WRITER = """import os, sys, time
+fd = os.open(sys.argv[1], os.O_RDWR)
+os.pwrite(fd, b"written!" * 512, (2 << 20) + 8192)
+print("done", flush=True)
+time.sleep(1000)"""
+
+
+@contextlib.contextmanager
+def a_write_that_waits(site: Any, *around: str) -> Iterator[Path]:
+    """A program has written a page into a block that is not here, and keeps the file open. It was told that this is
+    done; what waits for the rest of the block is the mount. The store must answer no GET of a pack yet."""
+    path: Path = site.mountpoint / "file"
+    words = [*around, sys.executable, "-c", WRITER, str(path)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE) as program:
+        assert program.stdout is not None
+        assert program.stdout.readline() == b"done\n"
+        try:
+            yield path
+        finally:
+            program.kill()
+
+
+def was_written(path: Path) -> bool:
+    with path.open("rb") as file:
+        file.seek((2 * MIB) + 8192)
+        return file.read(4096) == b"written!" * 512
+
+
+ANOTHER_NAMESPACE = ("unshare", "--mount", "--propagation", "private")
+
+
+@pytest.mark.parametrize("way", ["command", "signal"])
+def test_a_stop_without_a_deadline_waits_for_what_was_written(site: Any, tools: Any, way: str) -> None:
+    """Nobody is told STOPPED while a write waits for the store, whoever holds the mount."""
+    if site.server is None:
+        pytest.skip("needs a server that can be slowed down")
+    site.mount()
+    (site.mountpoint / "file").write_bytes(os.urandom(9 * MIB))
+    site.elsewhere()
+    pid = site.pid()
+    with (
+        site.server.slow("GET", "/packs/", 5.0),
+        a_write_that_waits(site, *(ANOTHER_NAMESPACE if way == "command" else ())) as path,
+    ):
+        if way == "command":
+            site.umount()
+        else:
+            os.kill(pid, signal.SIGTERM)
+        tools.until(lambda: tools.is_gone(pid))
+    assert site.status(site.url)["state"] == "STOPPED"
+    site.wipe()
+    site.mount()
+    assert was_written(path)
+
+
+def test_a_deadline_cuts_off_a_write_that_waits_and_says_so(site: Any, proxy: Any, tools: Any) -> None:
+    """It cannot be saved, and the program has been told that it is done: this is no success."""
+    site.mount("-o", "stop_deadline=4s")
+    (site.mountpoint / "file").write_bytes(os.urandom(9 * MIB))
+    site.elsewhere("-o", "stop_deadline=4s")
+    pid = site.pid()
+    with proxy.fault("stall response", "GET", "/packs/"), a_write_that_waits(site):
+        began = time.monotonic()
+        os.kill(pid, signal.SIGTERM)
+        tools.until(lambda: tools.is_gone(pid))
+        assert time.monotonic() - began < 4 + BUSY
+    for state in (site.status(), site.status(site.url)):
+        assert state["state"] == "SYNC_FAILED"
+        assert "1 change that waited for the store could not be made" in state["reason"]
+
+
+def test_a_sync_has_what_was_written_before_it(site: Any, tools: Any) -> None:
+    """Also what waits for the store: the kernel does not wait for that, as of Linux 6.18."""
+    if site.server is None:
+        pytest.skip("needs a server that can be slowed down")
+    site.mount()
+    (site.mountpoint / "file").write_bytes(os.urandom(9 * MIB))
+    site.elsewhere()
+    words, environ = site.command("sync", site.mountpoint)
+    with contextlib.ExitStack() as stack:
+        with site.server.held("GET", "/packs/"):
+            path = stack.enter_context(a_write_that_waits(site))
+            syncing = stack.enter_context(subprocess.Popen(words, env=environ, stdout=subprocess.DEVNULL))
+            time.sleep(1.5)
+            assert syncing.poll() is None
+        assert syncing.wait(60) == 0
+        site.kill()
+    site.wipe()
+    site.mount("-o", "takeover")
+    assert was_written(path)
 
 
 def test_in_use(site: Any) -> None:

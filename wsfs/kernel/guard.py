@@ -70,7 +70,8 @@ def mutating(method: Callable[..., R]) -> Handler[R]:
         try:
             return method(self, ino, *args)
         except Exception as exc:
-            return await _recover(self, method, (ino, *args), exc, mutates=True)
+            with self.under_way.change():
+                return await _recover(self, method, (ino, *args), exc, mutates=True)
 
     return handler
 

@@ -20,6 +20,7 @@ from wsfs.kernel.guard import mutating, reading, waiting
 from wsfs.kernel.mountpoint import ATTRIBUTE
 from wsfs.kernel.pages import Pages
 from wsfs.kernel.refusals import Refusals
+from wsfs.kernel.underway import UnderWay
 from wsfs.model import BLOCK_SIZE, NAME_MAX, PAST, ROOT_INO, TYPE_MASK, Ino, Inode, new_record
 from wsfs.remote import NeedRemote
 from wsfs.text import printable
@@ -105,6 +106,7 @@ class Operations(pyfuse3.Operations):
         """What it has the attributes of."""
         self._missing = new_entry(NEGATIVE)  # st_ino 0: the kernel remembers that there is no such name
         self.read_only = False
+        self.under_way = UnderWay()
         self.make_room: MakeRoom = _no_room
         """Called when the cache disk is full: frees some of it, and says whether it did."""
         self.refusals = Refusals(self._is_there, lambda ino: self.describe((ino,)))
