@@ -47,7 +47,7 @@ SMALL = {
     "MAX_DELTAS": 3,
     "_FOLD_FLOOR": 500,
     "WINDOW": 2 * SMALL_BLOCK,
-    "_LARGE_CUT": 2 * SMALL_BLOCK,
+    "LARGE_FILE": 2 * SMALL_BLOCK,
     "_PREALLOCATE": 1 << 16,  # a directory in memory gives it as pages
 }
 

@@ -18,6 +18,7 @@ from harness import Crash, World, delayed_swap, saved_tree, tree, unreachable, u
 
 import wsfs.data.overlay
 import wsfs.data.overlayfile
+import wsfs.data.removals
 import wsfs.sync.start
 from wsfs.config import MountSettings
 from wsfs.daemon import Daemon
@@ -649,7 +650,7 @@ def test_a_large_file_that_is_removed_keeps_nobody_waiting(world: World, monkeyp
         go_on.wait(60)
         give_back(held)
 
-    monkeypatch.setattr(wsfs.data.overlay, "give_back", slowly)
+    monkeypatch.setattr(wsfs.data.removals, "give_back", slowly)
     size = HELD_MAX + 1
     gone = world.create(b"gone", b"x" * size)
     world.create(b"other", b"y" * size)

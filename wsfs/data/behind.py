@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from contextlib import suppress
 from typing import Final
 
 STEP: Final = 32 << 20
@@ -56,8 +57,17 @@ class WriteBehind:
         self._runs.pop(fd, None)
 
     def later(self, work: Callable[[], object]) -> None:
-        """Do something else about files there, for which nobody waits. It is not done if this is closed before."""
-        self._thread.submit(work)
+        """Any thread: do something else about files there, for which nobody waits. It is not done if this is closed
+        before, and at once if it is closed already."""
+        try:
+            self._thread.submit(work)
+        except RuntimeError:
+            work()
+
+    def wait(self) -> None:
+        """Any thread but that one: return when what was to be done until now is done, or this is closed."""
+        with suppress(CancelledError, RuntimeError):
+            self._thread.submit(lambda: None).result()
 
     def close(self) -> None:
         """Leave what has not begun to the kernel."""

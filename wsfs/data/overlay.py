@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Final
 
 from wsfs.data.behind import WriteBehind
-from wsfs.data.overlayfile import disk_error, give_back, hold, punch, read_block, remove, sync_file_system, write_all
+from wsfs.data.overlayfile import disk_error, hold, punch, read_block, remove, sync_file_system, write_all
+from wsfs.data.removals import LARGE_FILE, Removals
 from wsfs.disk import sync_directory
 from wsfs.errors import CacheError
 from wsfs.log import get_log
@@ -31,8 +32,6 @@ log = get_log(__name__)
 _OPEN_FILES: Final = 512
 _SYNC_EACH_MAX: Final = 256
 _REAPED_AT_ONCE: Final = 64
-_LARGE_CUT: Final = 16 << 20
-"""Bytes of a file that is not cut to nothing in place."""
 
 
 class Overlay:
@@ -50,6 +49,7 @@ class Overlay:
             os.makedirs(shard, mode=0o700, exist_ok=True)
         self._fds: OrderedDict[int, int] = OrderedDict()
         self._behind = WriteBehind()
+        self.removals = Removals(self._behind)
         self._lock = threading.Lock()
         self.dirty: dict[int, set[int]] = {}
         """The blocks, by inode, whose rows this generation has made LOCAL: writing to them again changes no row."""
@@ -127,7 +127,7 @@ class Overlay:
             if size or not self._set_aside(ino):
                 fd = self._fd(ino)
                 length = 0 if fd is None else os.fstat(fd).st_size
-                if length >= _LARGE_CUT and not size:
+                if length >= LARGE_FILE and not size:
                     self._begin_anew(ino)
                 elif fd is not None and length > size:
                     os.ftruncate(fd, size)
@@ -138,10 +138,10 @@ class Overlay:
     def _begin_anew(self, ino: int) -> None:
         """Cut a large file to nothing: to give back a gigabyte takes a disk a second or more, and here everybody waits
         for it. Raises OSError."""
-        aside = self._move_aside(ino)
+        with contextlib.suppress(FileNotFoundError):  # somebody has removed it: nothing of it is needed any more
+            self.removals.later(self._move_aside(ino))
         self._close(ino)
         self._fd(ino, create=True)  # else it would be missing, should a power loss bring back the rows of before
-        self._behind.later(partial(remove, aside))
 
     def _move_aside(self, ino: int) -> str:
         """Where an overlay file is from now on. Raises OSError."""
@@ -227,7 +227,7 @@ class Overlay:
         while some := list(islice(due, _REAPED_AT_ONCE)):
             with self._lock:
                 held = [self._remove(ino) for ino in some if self._doomed.get(ino, self._durable + 1) <= self._durable]
-            give_back(held)
+            self.removals.close(held)
 
     def _remove(self, ino: int) -> int | None:
         """Remove the name of a doomed file, with the lock held. What is in it goes with the descriptor, if there is
@@ -348,7 +348,7 @@ class Overlay:
                 if path == self._copy_path(ino):
                     remove(path)
                 else:
-                    self._behind.later(partial(remove, path))  # it may be large, and then that takes a second
+                    self.removals.later(path)  # it may be large
         begun, self._begun = self._begun, {}
         self._left = begun if not committed else {ino: begun[ino] for ino in left if ino in begun}
         dropped, self._dropped = self._dropped, {}
@@ -429,11 +429,14 @@ class Overlay:
 
     def close(self) -> None:
         """Raises CacheError when something is not in order: the next start then has to look."""
-        self._behind.close()
         try:
             for ino in list(self._cuts):
                 self.finish_cut(ino)
         finally:
+            self._behind.close()
+            # What was left to that thread; else it would take room until a start that has to look at everything.
+            self.reap(self._durable)
+            self.removals.finish()
             self._close_all()
 
     def _close_all(self) -> None:

@@ -73,7 +73,7 @@ class Evictor:
         if freed:
             # The bytes go once it is durable that no row speaks of them.
             await trio.to_thread.run_sync(self._index.sync_point())
-        return fetched + freed
+        return fetched + freed + await trio.to_thread.run_sync(self._overlay.removals.wait)
 
     def evict(self, ino: int) -> bool:
         """Drop one file's resident blocks; False when any of its blocks has no other copy."""
