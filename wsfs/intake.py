@@ -33,7 +33,7 @@ from wsfs.sync.commit import Saved
 from wsfs.sync.lease import Lease, best_effort, this_process
 from wsfs.sync.load import read_manifest
 from wsfs.sync.progress import Progress
-from wsfs.sync.recover import changed_since
+from wsfs.sync.recover import changed_since, unchanged_since
 from wsfs.sync.upload import Packs, Uploaded, Work
 from wsfs.sync.verify import Reading
 from wsfs.text import printable
@@ -260,9 +260,9 @@ def take_in(
         with renewed(lease, State.STOPPING):
             saved = _send(store, lease, before, layout, source, marker, progress, clock)
     except BaseException:
-        best_effort(lambda: lease.release(version.head.state, version.head.reason), _not_released)
+        best_effort(lambda: lease.release(*unchanged_since(version.head)), _not_released)
         raise
-    lease.release(*changed_since(version.head, "filled"))
+    lease.release(*changed_since(version.head))
     return TakenIn(fmt.workspace_id, lease.head.saved_at, replace(saved, seconds=time.monotonic() - began))
 
 

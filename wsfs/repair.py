@@ -26,7 +26,7 @@ from wsfs.sync.bulk import renewed
 from wsfs.sync.commit import DELTA_SIZE
 from wsfs.sync.lease import Lease, best_effort, obstacle
 from wsfs.sync.pins import pin
-from wsfs.sync.recover import changed_since
+from wsfs.sync.recover import changed_since, unchanged_since
 from wsfs.sync.repair import Fixes, Repairer
 from wsfs.sync.survey import Listing, epoch_in, list_objects, newest_epoch, pack_sizes, seq_in
 from wsfs.sync.verify import Census, Reading, judge, take_census, totals
@@ -71,9 +71,9 @@ def repair(store: Store, checked: Checked, me: Holder, clock: Callable[[], float
         with renewed(lease, State.STOPPING):
             _Repair(store, checked, lease, result, clock).run()
     except BaseException:
-        best_effort(lambda: lease.release(version.head.state, version.head.reason), _not_released)
+        best_effort(lambda: lease.release(*unchanged_since(version.head)), _not_released)
         raise
-    lease.release(*changed_since(version.head, "repaired"))
+    lease.release(*changed_since(version.head))
     return result
 
 

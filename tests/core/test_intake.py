@@ -10,15 +10,17 @@ from pathlib import Path
 import pytest
 from harness import Crash, Store, World, shrink
 
+import wsfs.sync.lease
 from wsfs.errors import FencedError, LeaseHeldError, StoreError, TransientStoreError, WsfsError
 from wsfs.fsck import check
 from wsfs.intake import EMPTY, take_in
-from wsfs.repo.head import HEAD_KEY, State, encode_head, read_head
+from wsfs.repo.head import HEAD_KEY, Holder, State, encode_head, read_head
 from wsfs.repo.workspace import initialise
 from wsfs.sources import DirectorySource
 from wsfs.store.memory import MemoryBucket
 from wsfs.sync.lease import Lease, this_process
 from wsfs.sync.progress import Progress
+from wsfs.sync.recover import left_elsewhere
 
 FILES = 30
 
@@ -61,7 +63,27 @@ def test_an_import_promises_nothing_of_what_a_cache_has_kept(source: DirectorySo
     run(store, source)
     now = read_head(store).head
     assert now.state is State.SYNC_FAILED
-    assert now.reason.startswith("it stays on a; the workspace was filled since, ")
+    assert now.reason.startswith("it stays on a; the workspace was changed since, ")
+
+
+def test_an_import_that_fails_forgets_nothing_of_what_a_cache_has_kept(
+    source: DirectorySource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The mount before has died elsewhere."""
+    store = Store(new_bucket())
+    dead = Holder("a", 7, "its boot", "noon", "cache")
+    store.put(HEAD_KEY, encode_head(replace(read_head(store).head, state=State.RUNNING, holder=dead)))
+    monkeypatch.setattr(wsfs.sync.lease, "SILENT_SECONDS", -1)
+
+    def no_packs(method: str, key: str) -> None:
+        if method == "put" and key.startswith("packs/"):
+            raise StoreError("no packs")
+
+    store.fault = no_packs
+    with pytest.raises(StoreError):
+        run(store, source)
+    told = left_elsewhere(read_head(store).head, this_process(), crashed=False, unsaved=False)
+    assert "cache directory on a (process 7" in told
 
 
 def puts_of(source: DirectorySource) -> int:

@@ -7,6 +7,7 @@ import os
 import random
 import re
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,13 @@ from typing import Any
 import pytest
 from harness import SMALL_BLOCK, World, tree
 
+import wsfs.sync.lease
 import wsfs.sync.start
 from wsfs.errors import MarkerError
 from wsfs.export import from_cache
 from wsfs.index.check import is_whole
 from wsfs.model import ROOT_INO
-from wsfs.repo.head import Holder, State
+from wsfs.repo.head import Holder, State, encode_head
 from wsfs.sync.recover import left_elsewhere
 
 PAGE = 4096
@@ -215,6 +217,27 @@ def test_what_another_cache_may_have(
     assert bool(told) == bool(found)
 
 
+def test_a_start_that_is_refused_leaves_in_head_who_has_died(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Elsewhere, and what that had not saved is still there."""
+    head = replace(world.head(), state=State.RUNNING, holder=Holder("there", 8, "other/1", "2026", "1:2"))
+    world.close()
+    world.observer().put("HEAD", encode_head(head))
+    monkeypatch.setattr(wsfs.sync.lease, "SILENT_SECONDS", -1)
+    with monkeypatch.context() as patch:
+        patch.setattr(wsfs.sync.start, "verify_marker", fail_with(MarkerError("the marker is missing")))
+        with pytest.raises(MarkerError):
+            world.start()
+    world.start()
+    assert "cache directory on there (process 8" in world.workspace.missing
+
+
+def fail_with(exc: Exception) -> Callable[[object], None]:
+    def fail(_workspace: object) -> None:
+        raise exc
+
+    return fail
+
+
 def test_a_start_that_is_refused_leaves_the_warning_in_head(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing has been saved by it, so what is missing is missing still."""
     lease = world.workspace.lease
@@ -223,9 +246,7 @@ def test_a_start_that_is_refused_leaves_the_warning_in_head(world: World, monkey
     world.close()
     shutil.rmtree(world.cache_path)
 
-    def damaged(_workspace: object) -> None:
-        raise MarkerError("the marker is missing")
-
+    damaged = fail_with(MarkerError("the marker is missing"))
     with monkeypatch.context() as patch:
         patch.setattr(wsfs.sync.start, "verify_marker", damaged)
         with pytest.raises(MarkerError):

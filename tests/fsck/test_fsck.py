@@ -630,10 +630,13 @@ def test_a_repair_promises_nothing_of_what_a_cache_has_kept(world: GcWorld, befo
     store = world.observer()
     store.put("HEAD", encode_head(replace(world.head(), **before)))
     world.pass_time(HOUR)
-    assert repair(store, check(store), ME).done
-    assert not kinds(world)
-    assert world.head().state is State.SYNC_FAILED
-    assert re.search(f"{told}.*; the workspace was repaired since, .*'wsfs export --unsaved'", world.head().reason)
+    for _ in range(2):
+        assert repair(store, check(store), ME).done
+        assert not kinds(world)
+        assert world.head().state is State.SYNC_FAILED
+        assert world.head().reason.count("changed since") == 1
+        alter(world, DAMAGES["a wrong link count"][0](world))
+    assert re.search(f"{told}.*; the workspace was changed since, .*'wsfs export --unsaved'", world.head().reason)
 
 
 def test_the_commit_before_a_repair_keeps_its_data(world: GcWorld) -> None:

@@ -30,6 +30,8 @@ from wsfs.tree.paths import Paths
 _NAMED: Final = 5
 """How many names the line has; the file has all."""
 
+_APART: Final = "; the workspace was changed since, so only 'wsfs export --unsaved' gets it from there"
+
 
 @dataclass(slots=True)
 class Recovery:
@@ -103,22 +105,27 @@ def left_elsewhere(before: Head, me: Holder, *, crashed: bool, unsaved: bool) ->
     return f"files may be missing here, for the mount before did not end in order{reason}: {kept_by(holder)}"
 
 
-def changed_since(before: Head, how: str) -> tuple[State, str]:
+def changed_since(before: Head) -> tuple[State, str]:
     """What HEAD says once something that has no cache has changed the workspace. `before` is HEAD as it was.
 
     STOPPED is the promise that everything is in the bucket. That does not hold for what a mount before has kept, whose
     cache does not stand on HEAD any more.
     """
-    reason = before.reason if before.state == State.SYNC_FAILED else ""
+    reason = _kept(before)
+    return (State.SYNC_FAILED, reason.removesuffix(_APART) + _APART) if reason else (State.STOPPED, "")
+
+
+def unchanged_since(before: Head) -> tuple[State, str]:
+    """What HEAD says once something that has no cache had the workspace, and has not changed it."""
+    reason = _kept(before)
+    return (State.SYNC_FAILED, reason) if reason else (before.state, before.reason)
+
+
+def _kept(before: Head) -> str:
+    """What a mount before may have kept, and where; "" if nothing."""
     if before.holder is not None and before.holder.cache:
-        reason = f"the mount before did not end in order: {kept_by(before.holder)}"
-    if not reason:
-        return State.STOPPED, ""
-    return (
-        State.SYNC_FAILED,
-        f"{reason}; the workspace was {how} since, so a mount with that cache sets it aside, where 'wsfs export"
-        " --unsaved' finds it",
-    )
+        return f"the mount before did not end in order: {kept_by(before.holder)}"
+    return before.reason if before.state == State.SYNC_FAILED else ""
 
 
 def kept_by(holder: Holder) -> str:

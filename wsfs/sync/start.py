@@ -249,7 +249,8 @@ def open_workspace(
                 reached("leased")
                 return local.open(store, fmt, version, lease, cache_size, tell, manifest, me)
             except WsfsError as exc:
-                state, reason = refused(version.head, str(exc), local.stays(me))
+                missing = local.stays(me) or left_elsewhere(version.head, me, crashed=cache.crashed, unsaved=False)
+                state, reason = refused(version.head, str(exc), missing)
                 best_effort(lambda: lease.release(state, reason), lambda _failed: None)
                 raise
     except BaseException:
