@@ -138,3 +138,10 @@ def test_an_fsync_does_not_wait_for_the_room_of_another_file(small: World, monke
     assert time.monotonic() - began < 30
     assert removing.wait(60)
     go_on.set()
+
+
+def test_what_nfs_keeps_of_a_removed_file_is_no_inode(small: World) -> None:
+    ino = small.create(b"f", os.urandom(3 * BLOCK))
+    Path(small.overlay._path(ino)).with_name(".nfs0000000000000a3f00000001").touch()
+    assert list(small.overlay.inodes()) == [ino]
+    assert [one for _, _, one in small.overlay.usage()] == [ino]

@@ -407,7 +407,8 @@ class Overlay:
         """Every inode that has an overlay file."""
         for shard in self._files.iterdir():
             for path in shard.iterdir():
-                yield int(path.name, 16)
+                with contextlib.suppress(ValueError):  # not ours: NFS has names for what was removed and is open
+                    yield int(path.name, 16)
 
     def usage(self) -> list[tuple[float, int, int]]:
         """Any thread: last use, bytes on disk and inode of every overlay file. Raises CacheError."""
@@ -415,7 +416,7 @@ class Overlay:
         try:
             for shard in os.scandir(self._files):
                 for entry in os.scandir(shard.path):
-                    with contextlib.suppress(FileNotFoundError):
+                    with contextlib.suppress(FileNotFoundError, ValueError):  # gone, or not ours
                         status = entry.stat(follow_symlinks=False)
                         used = max(status.st_atime, status.st_mtime)
                         found.append((used, status.st_blocks * 512, int(entry.name, 16)))
