@@ -15,6 +15,12 @@ def is_full(exc: OSError) -> bool:
     return exc.errno in FULL
 
 
+def free_space(directory: str | os.PathLike[str]) -> int:
+    """Bytes that are left on the disk of a directory, for this user. Raises OSError."""
+    disk = os.statvfs(directory)
+    return disk.f_bavail * disk.f_frsize
+
+
 def sync_directory(path: str | os.PathLike[str]) -> None:
     """The names in a directory survive a power loss when this returns. Raises OSError."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -144,19 +144,23 @@ class Saver:
             return await trio.to_thread.run_sync(commit, abandon_on_cancel=True)
         except CacheFullError:
             await self._drop_copies()
-            self.ballast.release()
-            try:
-                return await trio.to_thread.run_sync(commit, abandon_on_cancel=True)
-            finally:
-                self.ballast.restore()
+            with self._evictor.reserve():
+                self.ballast.release()
+                try:
+                    return await trio.to_thread.run_sync(commit, abandon_on_cancel=True)
+                finally:
+                    self.ballast.restore()
 
     async def _drop_copies(self) -> int:
         """Drop what the store has. Returns bytes freed; raises CacheError."""
-        try:
-            return await self._evictor.drop_all()
-        except CacheFullError:
-            self.ballast.release()
-            return await self._evictor.drop_all()
+        with self._evictor.reserve():
+            try:
+                return await self._evictor.drop_all()
+            except CacheFullError:
+                self.ballast.release()
+                return await self._evictor.drop_all()
+            finally:
+                self.ballast.restore()
 
     async def fence(self, exc: FencedError) -> None:
         """Another mount has the workspace now: nothing may change here any more, and all of it stays readable."""

@@ -57,6 +57,22 @@ def test_more_than_fits(site: Any) -> None:
         assert (top / name).read_bytes() == content
 
 
+@pytest.mark.usefixtures("disk")
+def test_a_file_that_is_larger_than_the_disk(site: Any) -> None:
+    """And a second one over it, and a delete: there is always a way on."""
+    site.mount()
+    path = site.mountpoint / "file"
+    for _ in range(2):
+        content = os.urandom(90 * MIB)
+        path.write_bytes(content)
+        assert path.read_bytes() == content
+    (site.mountpoint / "other").write_bytes(content[: 5 * MIB])
+    site.elsewhere()
+    assert path.read_bytes() == content
+    path.unlink()
+    site.umount()
+
+
 @pytest.mark.parametrize(
     "left", [0, pytest.param(16 << 10, marks=pytest.mark.long), pytest.param(256 << 10, marks=pytest.mark.long)]
 )

@@ -20,10 +20,20 @@ from pathlib import Path
 from typing import Final
 
 from wsfs.data.behind import WriteBehind
-from wsfs.data.overlayfile import disk_error, hold, punch, read_block, remove, sync_file_system, write_all
+from wsfs.data.overlayfile import (
+    disk_error,
+    hold,
+    missing,
+    punch,
+    read_block,
+    release,
+    remove,
+    sync_file_system,
+    write_all,
+)
 from wsfs.data.removals import LARGE_FILE, Removals
 from wsfs.disk import sync_directory
-from wsfs.errors import CacheError
+from wsfs.errors import CacheError, CacheFullError
 from wsfs.log import get_log
 from wsfs.model import BLOCK_SIZE
 
@@ -66,6 +76,8 @@ class Overlay:
         self._doomed: dict[int, int] = {}
         self._cuts: dict[int, int] = {}
         """Files that the disk has refused to cut, and where: it is done before anything could show what is beyond."""
+        self.reserved = 0
+        """Above 0 no data is written: the little room that there is is for something else."""
         self._durable = 0
         self.serial: Callable[[], int] = lambda: 0
         """The newest journal record: what says that a dropped file's bytes are not needed is in it, or before it."""
@@ -86,6 +98,8 @@ class Overlay:
 
     def write(self, ino: int, offset: int, data: bytes | memoryview) -> None:
         """Write at a file offset. The blocks must have been marked and, where it matters, begun before."""
+        if self.reserved:
+            raise CacheFullError
         fd = self._fd(ino, create=True)
         assert fd is not None
         try:
@@ -96,6 +110,8 @@ class Overlay:
 
     def begin(self, ino: int, index: int, content: bytes = b"") -> None:
         """Let a block that was not in the overlay begin with `content` and zeros, whatever lay there before."""
+        if self.reserved:
+            raise CacheFullError
         fd = self._fd(ino, create=True)
         assert fd is not None
         start = index * BLOCK_SIZE
@@ -105,6 +121,11 @@ class Overlay:
             write_all(fd, content, start)
         except OSError as exc:
             raise disk_error(exc) from exc
+
+    def release(self, ino: int, blocks: Collection[int]) -> int:
+        """Give the room of blocks back that no row speaks of any more, not even after a power loss. Returns bytes."""
+        fd = self._fd(ino)
+        return 0 if fd is None else release(fd, blocks)
 
     def cut(self, ino: int, size: int) -> None:
         """Make every byte from `size` on read as zero. The blocks concerned must have been preserved before; for a cut
@@ -173,14 +194,7 @@ class Overlay:
 
     def missing(self, ino: int) -> CacheError:
         """What to raise when there is none, and a row says that it has what nobody else has: no zeros in its place."""
-        if not os.path.isdir(os.path.dirname(self._path(ino))):
-            return CacheError("the cache directory was deleted while it was in use: what it held is lost")
-        error = CacheError(f"the cache has lost what was not saved of inode {ino}: its file in the overlay is missing")
-        error.remedy = (
-            f"'find MOUNTPOINT -inum {ino}' names it: delete it, or nothing is saved; 'wsfs restore' brings"
-            " back what was saved of it before"
-        )
-        return error
+        return missing(self._path(ino), ino)
 
     def begin_empty(self, ino: int) -> None:
         """An overlay file that is lost, and everybody knows it: what its rows say that it has is zeros."""
@@ -438,11 +452,8 @@ class Overlay:
             # What was left to that thread; else it would take room until a start that has to look at everything.
             self.reap(self._durable)
             self.removals.finish()
-            self._close_all()
-
-    def _close_all(self) -> None:
-        for ino in list(self._fds):
-            self._close(ino)
+            for ino in list(self._fds):
+                self._close(ino)
 
     def _path(self, ino: int) -> str:
         # No Path: to make one takes longer than to open the file.

@@ -64,6 +64,14 @@ def give_back(held: Iterable[int | None]) -> None:
             os.close(fd)
 
 
+def release(fd: int, blocks: Iterable[int]) -> int:
+    """Give the room of these blocks back, where the file system can do that. Returns bytes. Raises OSError."""
+    before = os.fstat(fd).st_blocks
+    for index in blocks:
+        libc.fallocate(fd, _KEEP_SIZE_PUNCH_HOLE, index * BLOCK_SIZE, BLOCK_SIZE)
+    return (before - os.fstat(fd).st_blocks) * 512
+
+
 def punch(fd: int, offset: int, length: int) -> None:
     """Make a hole. Raises OSError."""
     if libc.fallocate(fd, _KEEP_SIZE_PUNCH_HOLE, offset, length) == 0:
@@ -86,6 +94,18 @@ def write_all(fd: int, data: bytes | memoryview, offset: int) -> None:
     done = 0
     while done < len(data):
         done += os.pwrite(fd, memoryview(data)[done:] if done else data, offset + done)
+
+
+def missing(path: str, ino: int) -> CacheError:
+    """What to raise when the overlay file of an inode is not there."""
+    if not os.path.isdir(os.path.dirname(path)):
+        return CacheError("the cache directory was deleted while it was in use: what it held is lost")
+    error = CacheError(f"the cache has lost what was not saved of inode {ino}: its file in the overlay is missing")
+    error.remedy = (
+        f"'find MOUNTPOINT -inum {ino}' names it: delete it, or nothing is saved; 'wsfs restore' brings"
+        " back what was saved of it before"
+    )
+    return error
 
 
 def disk_error(exc: OSError) -> CacheError:

@@ -16,6 +16,7 @@ Every transaction is durable when it returns (LMDB's defaults), and none is made
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,7 +25,7 @@ from typing import Any, Final
 
 import lmdb
 
-from wsfs.disk import FULL
+from wsfs.disk import FULL, free_space
 from wsfs.errors import CacheError, CacheFullError
 
 DELETED: Final = b""
@@ -35,6 +36,9 @@ be full never has to grow under its readers."""
 _MAP_MIN: Final = 1 << 30
 _FULL: Final = tuple(os.strerror(number) for number in sorted(FULL))
 """lmdb has a class of its own for few errnos. Of the others only the text is left."""
+
+_SHORT: Final = os.strerror(errno.EIO)
+_LITTLE: Final = 1 << 20
 
 _NAMES: Final = (b"rows", b"cookies", b"dirty", b"digests", b"parts", b"changed", b"meta", b"kept")
 
@@ -110,12 +114,13 @@ class Tables:
 
     def __init__(self, directory: Path) -> None:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._directory = directory
         try:
             self._env = self._open(directory)
             with self._env.begin(write=True) as txn:  # each new one would be a durable transaction of its own
                 self._dbs = {name: self._env.open_db(name, txn) for name in _NAMES}
         except lmdb.Error as exc:
-            if _is_full(exc):
+            if self._is_full(exc):
                 raise CacheFullError() from exc
             raise CacheError(f"the index in {directory} cannot be opened ({exc}): move the directory away") from exc
 
@@ -146,13 +151,15 @@ class Tables:
                 raise
             txn.commit()
         except lmdb.Error as exc:
-            if _is_full(exc):
+            if self._is_full(exc):
                 raise CacheFullError() from exc
             raise CacheError(f"the index in the cache directory cannot be written: {exc}") from exc
 
     def close(self) -> None:
         self._env.close()
 
-
-def _is_full(exc: lmdb.Error) -> bool:
-    return isinstance(exc, (lmdb.MapFullError, lmdb.DiskError)) or any(text in str(exc) for text in _FULL)
+    def _is_full(self, exc: lmdb.Error) -> bool:
+        if isinstance(exc, (lmdb.MapFullError, lmdb.DiskError)) or any(text in str(exc) for text in _FULL):
+            return True
+        # The last write to get room is cut short, and LMDB calls that an error of the disk.
+        return _SHORT in str(exc) and free_space(self._directory) < _LITTLE

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import chain
 from operator import itemgetter
 from typing import Final
@@ -31,6 +32,8 @@ class Evictor:
         self._overlay = overlay
         self._packs = packs
         self._overlay_size: int | None = None
+        self._demoted: list[tuple[int, list[int]]] = []
+        """Blocks that no row speaks of any more, by inode, and whose bytes are still here."""
         self.still = trio.Lock()
         """Held while rows are changed here. Whoever holds it has them to himself on a read-only mount."""
 
@@ -70,10 +73,55 @@ class Evictor:
         """
         fetched = await trio.to_thread.run_sync(self._packs.shrink, 0)  # first: this needs no room
         freed = await self.shrink(0)
-        if freed:
-            # The bytes go once it is durable that no row speaks of them.
-            await trio.to_thread.run_sync(self._index.sync_point())
+        async with self.still:
+            for ino in self._overlay.unsaved():
+                self._demote(ino)
+            if freed or self._demoted:
+                # The bytes go once it is durable that no row speaks of them.
+                await trio.to_thread.run_sync(self._index.sync_point())
+            while self._demoted:
+                freed += self._release(*self._demoted.pop())
+                await trio.lowlevel.checkpoint()
         return fetched + freed + await trio.to_thread.run_sync(self._overlay.removals.wait)
+
+    @contextmanager
+    def reserve(self) -> Iterator[None]:
+        """Programs that wait for room take all that there is, and here some is needed to make more."""
+        self._overlay.reserved += 1
+        try:
+            yield
+        finally:
+            self._overlay.reserved -= 1
+
+    def _demote(self, ino: int) -> None:
+        """What the store has of a file with blocks that it has not is read from there from now on: without that no file
+        could be written that is larger than the cache disk."""
+        if ino in self._index.kept or self._index.is_detached(ino):
+            return
+        try:
+            rows = self._index.scan(ino, codec.BLOCK)
+        except NeedRemote:
+            return
+        batch = Batch()
+        blocks: list[int] = []
+        for key, row in rows:
+            block = codec.decode_block(row)
+            if isinstance(block, Packed) and block.resident:
+                batch.put_clean(key, codec.encode_block(Packed(block.loc)))
+                blocks.append(codec.block_index(key))
+        if blocks:
+            self._index.apply(batch)
+            self._demoted += [(ino, blocks[start : start + _AT_ONCE]) for start in range(0, len(blocks), _AT_ONCE)]
+
+    def _release(self, ino: int, blocks: Sequence[int]) -> int:
+        """Free what they have in the overlay, unless somebody has written to them since. Returns bytes."""
+        gone = []
+        for index in blocks:
+            row = self._index.get(codec.block_key(ino, index))
+            block = None if row is None else codec.decode_block(row)
+            if isinstance(block, Packed) and not block.resident:
+                gone.append(index)
+        return self._overlay.release(ino, gone)
 
     def evict(self, ino: int) -> bool:
         """Drop one file's resident blocks; False when any of its blocks has no other copy."""
