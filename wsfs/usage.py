@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from wsfs.errors import FormatError
 from wsfs.model import ROOT_INO
@@ -13,6 +14,7 @@ from wsfs.parallel import map_ordered
 from wsfs.repo import codec
 from wsfs.repo.head import read_head
 from wsfs.repo.manifest import Manifest, SegmentRef
+from wsfs.repo.segment import Row
 from wsfs.repo.workspace import read_format
 from wsfs.store.base import Store
 from wsfs.sync.history import save_points
@@ -21,6 +23,7 @@ from wsfs.sync.survey import Listing, list_objects, pack_id, pack_sizes
 from wsfs.sync.verify import Census, take_census
 
 _READERS: Final = 8
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -118,8 +121,7 @@ def _by_save_point(store: Store, newest: Manifest, listing: Listing) -> list[dic
     """Each save point but the newest, and how many bytes would be gone without it and the older ones."""
     points = [point for point in save_points(store) if point.manifest.key != newest.key]
     manifests = [newest, *(point.manifest for point in points)]
-    refs = {ref.key: ref for manifest in manifests for ref in (*manifest.base, *manifest.deltas)}
-    packs = dict(_packs_of(store, list(refs.values())))
+    packs_of = _Packs(store, manifests)
     seen: set[object] = set()
     found = []
     for manifest in manifests:
@@ -128,9 +130,9 @@ def _by_save_point(store: Store, newest: Manifest, listing: Listing) -> list[dic
             if ref.key not in seen:
                 seen.add(ref.key)
                 size += ref.length
-            for pack in packs.get(ref.key, frozenset()) - seen:
-                seen.add(pack)
-                size += listing.packs[pack].size if pack in listing.packs else 0
+        for pack in packs_of(manifest) - seen:
+            seen.add(pack)
+            size += listing.packs[pack].size if pack in listing.packs else 0
         found.append({"id": manifest.seq, "created": manifest.created, "bytes": size})
     return found[1:]
 
@@ -140,21 +142,55 @@ def _size_of(manifest: Manifest, listing: Listing) -> int:
     return listing.commits[manifest.key].size if manifest.key in listing.commits else 0
 
 
-def _packs_of(store: Store, refs: list[SegmentRef]) -> Iterator[tuple[str, frozenset[int]]]:
-    """The packs that the rows of each segment lead to."""
+class _Packs:
+    """Which packs each of several commits needs: those that its rows lead to, without rows that newer ones of the same
+    commit have replaced. Keeps what all rows of the deltas say, and of the base partitions, which have many more, only
+    of those that a delta replaces."""
 
-    def read(ref: SegmentRef) -> tuple[str, frozenset[int]]:
+    def __init__(self, store: Store, manifests: Iterable[Manifest]) -> None:
+        deltas = {ref.key: ref for manifest in manifests for ref in manifest.deltas}
+        bases = {ref.key: ref for manifest in manifests for ref in manifest.base}
+        self._deltas = dict(_read(store, deltas.values(), _by_key))
+        replaced = {key for rows in self._deltas.values() for key in rows}
+
+        def count(rows: Iterable[Row]) -> tuple[Counter[int], dict[bytes, int]]:
+            packs = _by_key(rows)
+            there = {key: pack for key, pack in packs.items() if key in replaced and pack is not None}
+            return Counter(pack for pack in packs.values() if pack is not None), there
+
+        self._bases = dict(_read(store, bases.values(), count))
+
+    def __call__(self, manifest: Manifest) -> set[int]:
+        """The packs of a commit. Of a segment that is not there, for it was deleted just now, nothing is known."""
+        newest: dict[bytes, int | None] = {}
+        for ref in manifest.deltas:
+            newest.update(self._deltas.get(ref.key, {}))
+        needed = {pack for pack in newest.values() if pack is not None}
+        for ref in manifest.base:
+            if ref.key in self._bases:
+                packs, there = self._bases[ref.key]
+                gone = Counter(pack for key, pack in there.items() if key in newest)
+                needed |= {pack for pack, rows in packs.items() if rows > gone[pack]}
+        return needed
+
+
+def _read(store: Store, refs: Iterable[SegmentRef], take: Callable[[list[Row]], T]) -> Iterator[tuple[str, T]]:
+    """What `take` makes of the rows of each segment that is there and whole."""
+
+    def read(ref: SegmentRef) -> tuple[str, T] | None:
         try:
-            rows = read_segment(store, ref)
+            return ref.key, take(read_segment(store, ref))
         except FormatError:  # deleted just now, or the damage that made somebody pin it
-            return ref.key, frozenset()
-        return ref.key, frozenset(_packs_in(row for key, row in rows if codec.table_of(key) == codec.BLOCK))
+            return None
 
-    return map_ordered(read, refs, threads=_READERS, name="wsfs-usage")
+    return filter(None, map_ordered(read, refs, threads=_READERS, name="wsfs-usage"))
 
 
-def _packs_in(rows: Iterable[bytes | None]) -> Iterator[int]:
-    for row in rows:
-        place = codec.place_of(row) if row else None
-        if place:
-            yield pack_id(place[0], place[1])
+def _by_key(rows: Iterable[Row]) -> dict[bytes, int | None]:
+    """The pack that each block row leads to; None for one that leads to none, or is gone."""
+    found: dict[bytes, int | None] = {}
+    for key, row in rows:
+        if codec.table_of(key) == codec.BLOCK:
+            place = codec.place_of(row) if row else None
+            found[key] = pack_id(place[0], place[1]) if place else None
+    return found

@@ -57,6 +57,20 @@ def test_what_is_stored_for_what(workspace: Any) -> None:
     assert "  env\n" in text
 
 
+def test_what_was_written_anew_is_needed_by_the_save_points_that_had_it(workspace: Any) -> None:
+    """And not by the newer one, whose deltas still name where it was: to unpin that would free nothing."""
+    for _ in range(3):
+        (workspace.mountpoint / "checkpoint").write_bytes(os.urandom(3 << 20))
+        workspace.wsfs("sync", workspace.mountpoint)
+    found = json.loads(workspace.wsfs("usage", workspace.mountpoint, "--json").stdout)
+    sizes = {one["id"]: one["bytes"] for one in found["save_points"]}
+    assert set(sizes) == {1, 2, 3}
+    assert sizes[2] > 3 << 20
+    assert sizes[3] > 3 << 20
+    assert sizes[1] < 1 << 20
+    assert found["stored"]["other"] < 1 << 20
+
+
 def test_a_fresh_workspace_has_nothing_to_collect(site: Any) -> None:
     """Manifests of save points are in use, too."""
     stored = usage(site, site.url)["stored"]
