@@ -106,7 +106,7 @@ class FormatError(WsfsError):
     """Bytes in the bucket or in the cache are not what the format says."""
 
     exit_code = 22
-    remedy = "'wsfs fsck URL --data' says what is damaged, and --repair mends it"
+    remedy = "'wsfs fsck URL --data' says what is damaged, and 'wsfs fsck URL --data --repair' mends it"
 
 
 class ForeignWorkspaceError(WsfsError):

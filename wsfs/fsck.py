@@ -190,9 +190,15 @@ def _check_tables(store: Store, checked: Checked, census: Census, sizes: Mapping
 
 
 def tell(checked: Checked, census: Census, where: str) -> None:
-    """Add a finding for everything that a census found wrong."""
+    """Add a finding for everything that a census found wrong. `where`: in which commit, if it is not the newest."""
+
+    def repair(what: str, options: str = "") -> str:
+        if where:
+            return "Only the newest commit can be repaired: restore what is missing from a copy, if you have one"
+        return f"'wsfs fsck {options}--repair' {what}"
+
     for ref, why in census.bad_segments:
-        remedy = _REPAIR.format("goes back to the newest commit whose metadata is whole, and keeps this one pinned")
+        remedy = repair("goes back to the newest commit whose metadata is whole, and keeps this one pinned")
         checked.add("segment", f"{where}{why}, so names and attributes are missing ({ref.rows} rows)", remedy)
     by_reason: dict[str, set[int]] = {}
     for ino, blocks in census.lost.items():
@@ -200,21 +206,20 @@ def tell(checked: Checked, census: Census, where: str) -> None:
             by_reason.setdefault(why, set()).add(ino)
     for why, inos in sorted(by_reason.items()):
         count = sum(why == one for ino in inos for one in census.lost[ino].values())
-        remedy = "Restore the object if you have a copy, else " + _REPAIR.format(
-            "renames these files to *.damaged, with zeros where bytes are lost"
-        )
+        fix = repair("renames these files to *.damaged, with zeros where bytes are lost", "--data ")
+        remedy = fix if where else f"Restore the object if you have a copy, else {fix}"
         what = f"{where}{why}: {count} {'block is' if count == 1 else 'blocks are'} lost"
         checked.add("data", what, remedy, sorted(text(census, ino) for ino in inos))
     for key, why in census.bad_rows:
         path = text(census, int.from_bytes(key[:8], "big"))
-        checked.add("row", f"{where}{path}: {why}", _REPAIR.format("removes this row"), [path])
+        checked.add("row", f"{where}{path}: {why}", repair("removes this row"), [path])
     for ino, index, _ in census.resident:
         path = text(census, ino)
         what = f"{where}{path}: the row of block {index} speaks of a cache"
-        checked.add("row", what, _REPAIR.format("corrects this row"), [path])
+        checked.add("row", what, repair("corrects this row"), [path])
     for problem in judge(census):
         path = text(census, problem.ino)
-        remedy = _REPAIR.format(REMEDIES[problem.kind])
+        remedy = repair(REMEDIES[problem.kind])
         checked.add(problem.kind, f"{where}{path}: {problem.text}", remedy, [path])
 
 

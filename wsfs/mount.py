@@ -45,6 +45,7 @@ def run(settings: MountSettings, ready: Callable[[], None], tell: Callable[[str]
     mountpoint = settings.mountpoint
     if not mountpoint.is_dir():
         raise UsageError(f"{mountpoint} is not a directory: make it first, with 'mkdir -p {mountpoint}'")
+    _keep_apart(settings)
     patience = settings.store_timeout or STORE_TIMEOUT
 
     def bare(url: str) -> Store:
@@ -127,6 +128,17 @@ def run(settings: MountSettings, ready: Callable[[], None], tell: Callable[[str]
             failures=counts.failures,
         )
         store.close()
+
+
+def _keep_apart(settings: MountSettings) -> None:
+    """Raise UsageError for what would lie below the mount point: the mount would wait for itself."""
+    places = [("cache directory", settings.cache_dir, "choose another with -o cache_dir=DIR")]
+    if settings.url.startswith("file://"):
+        places.append(("store", Path(settings.url.removeprefix("file://")), "mount it on another directory"))
+    top = Path(os.path.realpath(settings.mountpoint))
+    for what, place, remedy in places:
+        if Path(os.path.realpath(place)).is_relative_to(top):
+            raise UsageError(f"the {what} {place} is inside the mount point {settings.mountpoint}: {remedy}")
 
 
 @contextmanager

@@ -69,8 +69,8 @@ DAMAGES = [
     pytest.param(lambda site: newest(site, "commits").unlink(), 22, "missing", id="commit-missing"),
     pytest.param(lambda site: flip(newest(site, "meta")), 22, "meta/", id="segment-bytes"),
     pytest.param(lambda site: newest(site, "meta").unlink(), 22, "missing", id="segment-missing"),
-    pytest.param(lambda site: (site.store / HEAD_KEY).unlink(), 20, "no workspace", id="HEAD-missing"),
-    pytest.param(lambda site: (site.store / FORMAT_KEY).unlink(), 20, "no workspace", id="FORMAT-missing"),
+    pytest.param(lambda site: (site.store / HEAD_KEY).unlink(), 20, "--repair' makes it anew", id="HEAD-missing"),
+    pytest.param(lambda site: (site.store / FORMAT_KEY).unlink(), 20, "FORMAT is missing", id="FORMAT-missing"),
     pytest.param(
         lambda site: (site.store / FORMAT_KEY).write_text("{}"), 23, "not written by wsfs", id="FORMAT-foreign"
     ),
@@ -206,3 +206,15 @@ def test_a_takeover_shuts_the_first_mount_out(workspace: Site, tools: type[Helpe
     assert not (workspace.mountpoint / "unsaved").exists()
     assert list(workspace.cache.glob("unsaved-*"))
     assert "never saved" in workspace.log()
+
+
+@pytest.mark.parametrize("what", ["cache directory", "store"])
+def test_what_lies_inside_the_mount_point_is_refused(site: Site, what: str) -> None:
+    """The mount would have to answer itself: it hung, and whoever asked for its state with it."""
+    cache = site.mountpoint / "cache" if what == "cache directory" else None
+    if what == "store":
+        site.store.rename(site.mountpoint / "store")
+        site.url = f"file://{site.mountpoint}/store"
+    told = site.mount(cache=cache, code=2).stderr
+    assert f"the {what} " in told
+    assert "is inside the mount point" in told

@@ -39,6 +39,7 @@ def config(url: str | None, options: Sequence[str], as_json: bool) -> None:
       save_interval = "1m"
       cache_size = "20G"
 
+    \b
       ["s3://bucket/team"]
       endpoint_url = "https://s3.example.org"
       allow_other = true

@@ -59,6 +59,8 @@ def fork(url: str, new_url: str, wanted: str | None, release: bool, keep: bool, 
             count = forks.release(base, raw)
             told: dict[str, Any] = {"url": url, "fork": new_url, "released": count}
             text = f"Released: {url} keeps nothing for {new_url} any more."
+            if not count:
+                text = f"{url} keeps nothing for {new_url}: if it was a fork, check the URL that it had."
         elif keep:
             forks.keep(base, raw)
             told = {"url": url, "fork": new_url, "kept": True}

@@ -69,10 +69,12 @@ def mount(
       metrics=127.0.0.1:9464 for Prometheus; a path: into that file, every 15 s
       xattr                  extended attributes, at the price of slower small writes
       operator=USER          may ask for the state and a save, as the status item in JupyterLab does
+      quota=50G              how many bytes it may hold; quota_files=N: how many files
+      price=0.02             of a GB a month, for 'wsfs usage'; free_size=, free_time=: what is free
       takeover               shut out the host that has the workspace mounted
 
-    Each of these but takeover may be set in the environment: WSFS_CACHE_DIR, WSFS_CACHE_SIZE, ... Flags win over -o,
-    -o wins over the environment, and that over configuration files: 'wsfs config --help'.
+    Each of these but at, follow, operator and takeover may be set in the environment: WSFS_CACHE_DIR, ... Flags win
+    over -o, -o wins over the environment, and that over configuration files: 'wsfs config --help'.
 
     \b
     Examples:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final
@@ -13,6 +14,7 @@ from wsfs.errors import (
     NotFoundError,
     NoWorkspaceError,
     PreconditionFailedError,
+    StoreError,
     TransientStoreError,
 )
 from wsfs.repo.codec import DIGEST_SIZE
@@ -175,10 +177,23 @@ def read_head(store: Store) -> HeadVersion:
     try:
         blob = store.get(HEAD_KEY)
     except NotFoundError as exc:
-        raise NoWorkspaceError(
-            f"there is no workspace at {store.url}: check the URL, or make one with 'wsfs init {store.url}'"
-        ) from exc
+        remedy = (
+            f"'wsfs fsck {store.url} --repair' makes it anew from the newest commit; repeat an interrupted 'wsfs init'"
+        )
+        raise no_workspace(store, "HEAD", "FORMAT", remedy) from exc
     return HeadVersion(decode_head(blob.data), blob.etag, blob.age)
+
+
+def no_workspace(store: Store, missing: str, other: str, remedy: str) -> NoWorkspaceError:
+    """What to raise when the object `missing` is not there. If `other` is, there was a workspace."""
+    there = False
+    with suppress(StoreError):  # what is missing is known
+        there = any(info.key == other for info in store.list(other))
+    if there:
+        return NoWorkspaceError(f"the object {missing} is missing from the workspace at {store.url}: {remedy}")
+    return NoWorkspaceError(
+        f"there is no workspace at {store.url}: check the URL, or make one with 'wsfs init {store.url}'"
+    )
 
 
 class LateError(TransientStoreError):

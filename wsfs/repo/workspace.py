@@ -39,7 +39,7 @@ from wsfs.repo import codec
 from wsfs.repo.encryption import WrappedKey, Wrapper, new_key, unwrap
 from wsfs.repo.frame import U32, digest, dump_json, load_json, number, word
 from wsfs.repo.frame import field as json_field
-from wsfs.repo.head import HEAD_KEY, Head, State, encode_head, read_head
+from wsfs.repo.head import HEAD_KEY, Head, State, encode_head, no_workspace, read_head
 from wsfs.repo.manifest import Manifest, SegmentRef, encode_manifest, new_segment
 from wsfs.repo.segment import Row
 from wsfs.store.base import Store
@@ -204,9 +204,8 @@ def _get_format(store: Store) -> bytes:
     try:
         return store.get(FORMAT_KEY).data
     except NotFoundError as exc:
-        raise NoWorkspaceError(
-            f"there is no workspace at {store.url}: check the URL, or make one with 'wsfs init {store.url}'"
-        ) from exc
+        remedy = "restore it from a copy, for it was written once, at init"
+        raise no_workspace(store, FORMAT_KEY, HEAD_KEY, remedy) from exc
 
 
 def read_format(store: Store) -> Format:
