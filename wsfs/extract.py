@@ -238,9 +238,18 @@ class _Extract:
         path = self._paths[inode.ino]
         blocks = list(self._blocks(inode.ino))
         extents = [(index * BLOCK_SIZE, length) for index, length, _ in blocks]
-        pieces = self._pieces(inode.ino, blocks, opened)
-        self._target.file(path, Content(inode.size, pieces, extents), inode, self._tree.xattrs.get(inode.ino, {}))
-        self._progress.done(1, inode.size, 0)
+        counted = 0
+
+        def pieces() -> Iterator[tuple[int, bytes | WsfsError]]:
+            nonlocal counted
+            for offset, piece in self._pieces(inode.ino, blocks, opened):
+                yield offset, piece
+                length = 0 if isinstance(piece, WsfsError) else len(piece)
+                counted += length
+                self._progress.done(0, length, 0)
+
+        self._target.file(path, Content(inode.size, pieces(), extents), inode, self._tree.xattrs.get(inode.ino, {}))
+        self._progress.done(1, inode.size - counted, 0)
 
     def _pieces(
         self, ino: int, blocks: list[_Numbered], opened: Iterator[Opened]

@@ -194,6 +194,19 @@ def test_status_says_how_much_room_the_cache_takes_once_it_knows(used: int | Non
     assert told.splitlines()[-1].endswith(f"/c {shown}")
 
 
+def test_status_says_what_is_left_of_a_quota() -> None:
+    told = describe({"state": "RUNNING", "files": 1200, "bytes": 5000, "quota": 10**10, "quota_files": 10**6})
+    assert told.splitlines()[-1].split(maxsplit=1) == ["quota", "5.0 kB of 10.0 GB, 1,200 of 1,000,000 files"]
+
+
+@pytest.mark.parametrize(
+    ("more", "label"), [({}, "held by"), ({"read_only": True}, "served by"), ({"state": "ERROR"}, "served by")]
+)
+def test_status_calls_nobody_the_holder_who_is_not(more: dict[str, Any], label: str) -> None:
+    told = describe({"state": "RUNNING", "host": "h", "pid": 7} | more)
+    assert told.splitlines()[-1] == f"  {label:<10} h, process 7"
+
+
 def test_only_mounts_that_the_caller_may_control_count(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Without an argument a command is about the only one of those, whatever else is mounted."""
 

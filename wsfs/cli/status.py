@@ -149,8 +149,10 @@ def _lines(one: Mapping[str, Any]) -> list[tuple[str, str]]:
         lines.append(("contents", f"{files(one['files'])}, {size(one.get('bytes') or 0)}"))
     if one.get("cache_dir"):
         lines.append(("cache", f"{one['cache_dir']}{_taken(one.get('cache_used'), one.get('cache_limit'))}"))
+    lines.append(("quota", _quota(one)))
     if one.get("host"):
-        lines.append(("held by", f"{one['host']}, process {one.get('pid')}"))
+        holds = not one.get("read_only") and one.get("state") != "ERROR"
+        lines.append(("held by" if holds else "served by", f"{one['host']}, process {one.get('pid')}"))
     return lines
 
 
@@ -159,6 +161,16 @@ def _taken(used: int | None, limit: int | None) -> str:
     if used is None:
         return f" (at most {size(limit)})" if limit else ""
     return f" ({size(used)} of {size(limit)})" if limit else f" ({size(used)})"
+
+
+def _quota(one: Mapping[str, Any]) -> str:
+    """How much of what it may hold a workspace holds; empty without a limit."""
+    parts = []
+    if one.get("quota") is not None:
+        parts.append(f"{size(one.get('bytes') or 0)} of {size(one['quota'])}")
+    if one.get("quota_files") is not None:
+        parts.append(f"{one.get('files') or 0:,} of {files(one['quota_files'])}")
+    return ", ".join(parts)
 
 
 def _mode(one: Mapping[str, Any]) -> str:
