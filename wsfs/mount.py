@@ -15,7 +15,8 @@ from threading import Thread
 from typing import Final
 
 from wsfs.config import STORE_TIMEOUT, MountSettings
-from wsfs.disk import is_full
+from wsfs.data.ballast import Ballast
+from wsfs.disk import free_space, is_full
 from wsfs.errors import CacheError, CacheFullError, UsageError, WsfsError
 from wsfs.log import get_log
 from wsfs.logfile import no_room
@@ -75,6 +76,9 @@ def run(settings: MountSettings, ready: Callable[[], None], tell: Callable[[str]
     clean = abandoned = False
     try:
         with _enough_room(settings.cache_dir):
+            if free_space(settings.cache_dir) < _LEAST_ROOM:
+                # What the last mount has reserved is enough to start with; then copies are dropped.
+                Ballast(settings.cache_dir, restore=False).release()
             cache.note(str(mountpoint), State.STARTING)
             if not cache.local.exists():
                 _look_for_room(settings.cache_dir)
@@ -156,8 +160,7 @@ def _enough_room(cache_dir: Path) -> Iterator[None]:
 
 def _look_for_room(cache_dir: Path) -> None:
     """An index is written through memory: on a full disk its first pages would end the process, without a word."""
-    disk = os.statvfs(cache_dir)
-    if disk.f_bavail * disk.f_frsize < _LEAST_ROOM:
+    if free_space(cache_dir) < _LEAST_ROOM:
         raise CacheFullError()
 
 

@@ -149,6 +149,25 @@ def test_somebody_else_fills_the_disk(site: Any, disk: Path) -> None:
         assert (top / name).read_bytes() == content
 
 
+def test_a_mount_with_a_cache_on_a_disk_that_is_full_by_now(site: Any, disk: Path) -> None:
+    """What the mount before has reserved is enough to start with, and the copies that it has left make room."""
+    site.mount()
+    contents = {f"file{number}": salted(number) for number in range(24)}
+    for name, content in contents.items():
+        (site.mountpoint / name).write_bytes(content)
+    site.umount()
+    fill_up(disk)
+    site.mount()
+    contents["more"] = b"".join(salted(number) for number in range(12))
+    assert error_of(site.mountpoint / "more", contents["more"]) == 0
+    site.umount()
+    (disk / "not-ours").unlink()
+    site.wipe()
+    site.mount()
+    for name, content in contents.items():
+        assert (site.mountpoint / name).read_bytes() == content
+
+
 @pytest.mark.long
 def test_full_and_the_store_is_away(site: Any, proxy: Any, disk: Path) -> None:
     """Programs get ENOSPC, in time; reads and deletes go on, what is unsaved stays, and everything works once the store

@@ -17,9 +17,10 @@ _SHARE: Final = 16
 class Ballast:
     """Best effort: where the disk cannot reserve room there is none. Never raises."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, restore: bool = True) -> None:
         self._path = directory / "ballast"
-        self.restore()
+        if restore:
+            self.restore()
 
     def release(self) -> bool:
         """Give the room up. False when there was none."""
