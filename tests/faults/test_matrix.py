@@ -335,9 +335,9 @@ def test_a_head_that_somebody_deleted(site: Any, proxy: Any, tools: Any, tmp_pat
     site.wsfs("sync", top)
     assert delete(site, "HEAD") == 1
     (top / "unsaved").write_text("unsaved")
-    sentence(site.wsfs("sync", top, code=20).stderr, "no workspace")
+    sentence(site.wsfs("sync", top, code=20).stderr, "the object HEAD is missing")
     assert site.status()["state"] == "SYNC_FAILED"
-    assert "no workspace" in site.wsfs("umount", top, code=50).stderr
+    assert "the object HEAD is missing" in site.wsfs("umount", top, code=50).stderr
     assert (top / "unsaved").read_text() == "unsaved"
     assert "made HEAD anew" in site.wsfs("fsck", site.url, "--repair").stdout
     site.wsfs("sync", top, code=31)
