@@ -390,3 +390,14 @@ def test_progress_is_told_where_there_is_no_terminal(
     assert told[0].startswith("wsfs: importing: 5 of 10 files, 500 B of 1000 B") or told[0].startswith(
         "wsfs: importing: 5 of 10 files, 500 B of 1.0 kB"
     )
+
+
+def test_a_mount_is_exported_as_it_was_saved(site: Any, tmp_path: Path) -> None:
+    """By its mount point: what is in the store, and not what is being written."""
+    site.mount()
+    (site.mountpoint / "file").write_text("saved")
+    site.wsfs("sync", site.mountpoint)
+    (site.mountpoint / "file").write_text("not saved")
+    site.wsfs("export", site.mountpoint, tmp_path / "out")
+    assert (tmp_path / "out" / "file").read_text() == "saved"
+    assert "name its URL" in site.wsfs("export", tmp_path, tmp_path / "other", code=42).stderr

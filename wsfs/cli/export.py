@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from wsfs.cli import daemon
+from wsfs.cli.fsck import url_of
 from wsfs.cli.output import duration, files, json_option, print_json, size
 from wsfs.cli.progress import shown
 from wsfs.cli.store import opened_workspace, store_options
@@ -62,7 +63,8 @@ def export(
     as_json: bool,
     **where: Any,
 ) -> None:
-    """Copy the workspace at URL, as its newest save point has it, to a new or empty directory or into a tar archive.
+    """Copy the workspace at URL, or the one that is mounted at MOUNTPOINT, as its newest save point has it, to a new or
+    empty directory or into a tar archive.
 
     It needs no mount and no cache, may run beside a mount, and verifies every byte. Modes, times, hard links, holes
     and extended attributes are kept, and owners where the user may set them. A file of which a part is damaged is
@@ -100,7 +102,7 @@ def export(
         raise UsageError(
             f"wsfs does not compress: give a program the archive, 'wsfs export {source} - | {program} > {target}'"
         )
-    whole(source, target, wanted, where, as_json=as_json)
+    whole(url_of(source), target, wanted, where, as_json=as_json)
 
 
 # --- a whole workspace ------------------------------------------------------------------------------------------------

@@ -141,7 +141,7 @@ def url_of(where: str, *, repairs: bool = False) -> str:
         return where
     mount = mounts.find_wsfs(where)
     if mount is None:
-        raise NotMountedError(f"no workspace is mounted at {where}: name its URL to check it in the store")
+        raise NotMountedError(f"no workspace is mounted at {where}: name its URL")
     if repairs:
         raise UsageError(f"{where} is mounted: unmount it, and then repair it by its URL, {mount.source}")
     return mount.source
