@@ -157,8 +157,7 @@ class Overlay:
         del self._cuts[ino]
 
     def _begin_anew(self, ino: int) -> None:
-        """Cut a large file to nothing: to give back a gigabyte takes a disk a second or more, and here everybody waits
-        for it. Raises OSError."""
+        """Cut a large file to nothing, while nobody waits until the disk has given its room back. Raises OSError."""
         with contextlib.suppress(FileNotFoundError):  # somebody has removed it: nothing of it is needed any more
             self.removals.later(self._move_aside(ino))
         self._close(ino)
@@ -449,8 +448,7 @@ class Overlay:
                 self.finish_cut(ino)
         finally:
             self._behind.close()
-            # What was left to that thread; else it would take room until a start that has to look at everything.
-            self.reap(self._durable)
+            self.reap(self._durable)  # else it would stay until a start that has to look at everything
             self.removals.finish()
             for ino in list(self._fds):
                 self._close(ino)
