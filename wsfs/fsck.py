@@ -22,7 +22,6 @@ from wsfs.sync.verify import Census, judge, read_frames, table_damage, take_cens
 from wsfs.text import printable
 
 _PATHS_SHOWN: Final = 20
-_REPAIR: Final = "'wsfs fsck --repair' {}"
 
 REMEDIES: Final = {
     "attributes": "gives it new attributes and puts it into /lost+found",
@@ -97,7 +96,7 @@ def check(store: Store, *, data: bool = False, every_commit: bool = False, sampl
     try:
         checked.manifest = read_manifest(store, checked.head.head)
     except FormatError as exc:
-        remedy = _REPAIR.format("goes back to the newest commit that is whole")
+        remedy = _repair("goes back to the newest commit that is whole")
         checked.add("manifest", str(exc), remedy)
         return checked
     checked.census = _check_commit(store, checked, checked.manifest, data=data, sample=sample)
@@ -125,9 +124,9 @@ def _check_head(store: Store, checked: Checked) -> None:
     try:
         checked.head = read_head(store)
     except NoWorkspaceError:
-        checked.add("head", "the object HEAD is missing", _REPAIR.format("makes it anew from the newest commit"))
+        checked.add("head", "the object HEAD is missing", _repair("makes it anew from the newest commit"))
     except FormatError as exc:
-        checked.add("head", f"HEAD is damaged: {exc}", _REPAIR.format("makes it anew from the newest commit"))
+        checked.add("head", f"HEAD is damaged: {exc}", _repair("makes it anew from the newest commit"))
 
 
 def _check_epochs(store: Store, checked: Checked) -> None:
@@ -138,7 +137,7 @@ def _check_epochs(store: Store, checked: Checked) -> None:
     # A mount may have taken the workspace since HEAD was read.
     if newest > checked.head.head.epoch and newest > (epoch := read_head(store).head.epoch):
         what = f"there are objects of epoch {newest}, and HEAD is at {epoch}: an older HEAD has come back"
-        remedy = _REPAIR.format("raises HEAD's epoch, and keeps the newest commit pinned")
+        remedy = _repair("raises HEAD's epoch, and keeps the newest commit pinned")
         checked.add("epoch", what, remedy)
 
 
@@ -189,13 +188,18 @@ def _check_tables(store: Store, checked: Checked, census: Census, sizes: Mapping
             checked.notes.append(f"In the pack '{key}' no file is hit, but {why}: it could not be salvaged on its own.")
 
 
+def _repair(what: str, options: str = "") -> str:
+    """The remedy for what a repair mends."""
+    return f"'wsfs fsck {options}--repair' {what}"
+
+
 def tell(checked: Checked, census: Census, where: str) -> None:
     """Add a finding for everything that a census found wrong. `where`: in which commit, if it is not the newest."""
 
     def repair(what: str, options: str = "") -> str:
         if where:
             return "Only the newest commit can be repaired: restore what is missing from a copy, if you have one"
-        return f"'wsfs fsck {options}--repair' {what}"
+        return _repair(what, options)
 
     for ref, why in census.bad_segments:
         remedy = repair("goes back to the newest commit whose metadata is whole, and keeps this one pinned")
@@ -236,7 +240,7 @@ def _check_counters(checked: Checked) -> None:
     if census.bad_segments:
         return  # the counters may well be right
     files, total = totals(census)
-    remedy = _REPAIR.format("corrects it")
+    remedy = _repair("corrects it")
     if (manifest.files, manifest.bytes) != (files, total):
         what = f"the commit counts {manifest.files} files with {manifest.bytes} bytes, and has {files} with {total}"
         checked.add("counters", what, remedy)
@@ -256,7 +260,7 @@ def check_marker(checked: Checked, where: str = "") -> None:
         return
     if census.marker != fmt.marker or census.inodes[MARKER_INO].size != len(fmt.marker):
         what = f"{where}/{MARKER_NAME.decode()} does not have the bytes that init wrote"
-        checked.add("marker", what, _REPAIR.format(REMEDIES["marker"]), [f"/{MARKER_NAME.decode()}"])
+        checked.add("marker", what, _repair(REMEDIES["marker"]), [f"/{MARKER_NAME.decode()}"])
 
 
 def _check_older(store: Store, checked: Checked, *, data: bool) -> None:

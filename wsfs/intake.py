@@ -18,27 +18,23 @@ from itertools import count
 from typing import Final, NamedTuple
 
 from wsfs.errors import FormatError, UsageError, WorkspaceExistsError
-from wsfs.log import get_log
 from wsfs.model import BLOCK_SIZE, MARKER_INO, MARKER_NAME, NAME_MAX, ROOT_INO, Dirent, Ino, Inode, blocks_of
 from wsfs.repo import codec
-from wsfs.repo.head import State, read_head
+from wsfs.repo.head import read_head
 from wsfs.repo.manifest import Manifest
 from wsfs.repo.pack import PackWriter
 from wsfs.repo.segment import Row
 from wsfs.repo.workspace import read_format
 from wsfs.sources import Item, Source
 from wsfs.store.base import Store
-from wsfs.sync.bulk import commit_tree, renewed
+from wsfs.sync.bulk import commit_tree, holding
 from wsfs.sync.commit import Saved
-from wsfs.sync.lease import Lease, best_effort, this_process
+from wsfs.sync.lease import Lease, this_process
 from wsfs.sync.load import read_manifest
 from wsfs.sync.progress import Progress
-from wsfs.sync.recover import changed_since, unchanged_since
 from wsfs.sync.upload import Packs, Uploaded, Work
 from wsfs.sync.verify import Reading
 from wsfs.text import printable
-
-log = get_log(__name__)
 
 EMPTY: Final = 2
 """How many files a workspace has in which there is only the marker: that, and the top directory."""
@@ -255,14 +251,8 @@ def take_in(
     layout.complete()
     # HEAD is swapped only if it is still the one that was found empty.
     lease = Lease.take(store, version, this_process(clock), takeover=False)
-    try:
-        # Who wants to mount it meanwhile waits.
-        with renewed(lease, State.STOPPING):
-            saved = _send(store, lease, before, layout, source, marker, progress, clock)
-    except BaseException:
-        best_effort(lambda: lease.release(*unchanged_since(version.head)), _not_released)
-        raise
-    lease.release(*changed_since(version.head))
+    with holding(lease, version.head):
+        saved = _send(store, lease, before, layout, source, marker, progress, clock)
     return TakenIn(fmt.workspace_id, lease.head.saved_at, replace(saved, seconds=time.monotonic() - began))
 
 
@@ -317,7 +307,3 @@ def _size_of(marker: list[Row]) -> int:
     attributes = dict(marker)[codec.attr_key(MARKER_INO)]
     assert attributes is not None
     return codec.decode_inode(MARKER_INO, attributes).size
-
-
-def _not_released(exc: Exception) -> None:
-    log.warning("lease not given back", error=exc)

@@ -22,11 +22,10 @@ from wsfs.repo.segment import Row, portions
 from wsfs.repo.workspace import Format, new_nonce, timestamp
 from wsfs.store.base import Store
 from wsfs.store.sealed import TamperedError
-from wsfs.sync.bulk import renewed
+from wsfs.sync.bulk import holding
 from wsfs.sync.commit import DELTA_SIZE
-from wsfs.sync.lease import Lease, best_effort, obstacle
+from wsfs.sync.lease import Lease, obstacle
 from wsfs.sync.pins import pin
-from wsfs.sync.recover import changed_since, unchanged_since
 from wsfs.sync.repair import Fixes, Repairer
 from wsfs.sync.survey import Listing, epoch_in, list_objects, newest_epoch, pack_sizes, seq_in
 from wsfs.sync.verify import Census, Reading, judge, take_census, totals
@@ -66,19 +65,9 @@ def repair(store: Store, checked: Checked, me: Holder, clock: Callable[[], float
     if newest_epoch(listing := list_objects(store)) > version.head.epoch:
         version = _raise_epoch(store, version, listing, result)
     lease = Lease.take(store, version, me, takeover=False)
-    try:
-        # It may take long: who wants to mount the workspace meanwhile waits.
-        with renewed(lease, State.STOPPING):
-            _Repair(store, checked, lease, result, clock).run()
-    except BaseException:
-        best_effort(lambda: lease.release(*unchanged_since(version.head)), _not_released)
-        raise
-    lease.release(*changed_since(version.head))
+    with holding(lease, version.head):
+        _Repair(store, checked, lease, result, clock).run()
     return result
-
-
-def _not_released(exc: Exception) -> None:
-    log.warning("lease not given back", error=exc)
 
 
 class _Repair:

@@ -7,8 +7,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from wsfs.disk import free_space
-
 SIZE: Final = 16 << 20
 _SHARE: Final = 16
 """At most this fraction of the disk."""
@@ -35,7 +33,7 @@ class Ballast:
         with suppress(OSError):
             disk = os.statvfs(self._path.parent)
             size = min(SIZE, disk.f_blocks * disk.f_frsize // _SHARE)
-            if self._path.exists() or free_space(self._path.parent) < 2 * size:
+            if self._path.exists() or disk.f_bavail * disk.f_frsize < 2 * size:
                 return
             descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:

@@ -18,7 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from wsfs.disk import is_full
+from wsfs.disk import free_space, is_full
 from wsfs.errors import CacheError, CacheFullError, FormatError
 from wsfs.log import get_log
 from wsfs.model import FrameLoc, pack_key
@@ -169,8 +169,7 @@ class PackCache:
 
     def has_room(self, size: int) -> bool:
         """Any thread: whether so many bytes more can be kept without dropping anything, and the disk has more room."""
-        disk = os.statvfs(self._directory)
-        return self._size + size <= self._limit and disk.f_bavail * disk.f_frsize >= 4 * size
+        return self._size + size <= self._limit and free_space(self._directory) >= 4 * size
 
     def holds(self, epoch: int, pack: int, window: int) -> bool:
         """Any thread: whether a window is here already, as far as the file tells."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from wsfs.index.journal import DELETE, HIDE, KEEP, PUT, PUT_CLEAN, Op
-from wsfs.model import Dirent, Ino, Inode
+from wsfs.model import Dirent, Ino, Inode, Packed
 from wsfs.repo import codec
 
 
@@ -35,6 +37,16 @@ class Batch:
     def put_clean(self, key: bytes, value: bytes) -> None:
         """A change that only concerns this machine."""
         self.ops.append((PUT_CLEAN, key, value))
+
+    def demote(self, rows: Iterable[tuple[bytes, bytes]]) -> list[int]:
+        """Of these rows of blocks: what is here and in a pack is read from the pack from now on. Returns their numbers."""
+        blocks = []
+        for key, row in rows:
+            block = codec.decode_block(row)
+            if isinstance(block, Packed) and block.resident:
+                self.put_clean(key, codec.encode_block(Packed(block.loc)))
+                blocks.append(codec.block_index(key))
+        return blocks
 
     def put_inode(self, inode: Inode, *, clean: bool = False) -> None:
         """`clean`: what has changed in a directory stays on this machine, so there is nothing to push."""

@@ -13,7 +13,7 @@ class UnderWay:
     for a part of a block that is not here it is we who wait. syncfs(2) does not, as of Linux 6.18."""
 
     def __init__(self) -> None:
-        self._waiting: dict[trio.Event, None] = {}
+        self._waiting: set[trio.Event] = set()
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -22,11 +22,11 @@ class UnderWay:
     def change(self) -> Iterator[None]:
         """Around a change that waits."""
         ended = trio.Event()
-        self._waiting[ended] = None
+        self._waiting.add(ended)
         try:
             yield
         finally:
-            del self._waiting[ended]
+            self._waiting.remove(ended)
             ended.set()
 
     async def wait(self) -> None:

@@ -17,13 +17,14 @@ from wsfs.errors import FencedError
 from wsfs.log import get_log
 from wsfs.model import segment_key
 from wsfs.parallel import map_ordered
-from wsfs.repo.head import State
+from wsfs.repo.head import Head, State
 from wsfs.repo.manifest import Manifest, SegmentRef, encode_manifest, new_segment
 from wsfs.repo.segment import Row, portions
 from wsfs.repo.workspace import new_nonce, timestamp
 from wsfs.store.base import Store
 from wsfs.sync.commit import PARTITION_SIZE
 from wsfs.sync.lease import RENEW_SECONDS, Lease, best_effort
+from wsfs.sync.recover import changed_since, unchanged_since
 
 log = get_log(__name__)
 
@@ -78,6 +79,22 @@ def _put_partitions(store: Store, epoch: int, rows: Iterable[Row]) -> Iterator[S
         return ref
 
     return map_ordered(put, enumerate(portions(rows, PARTITION_SIZE), 1), threads=_WRITERS, name="wsfs-bulk")
+
+
+@contextmanager
+def holding(lease: Lease, before: Head) -> Iterator[None]:
+    """For a command that has no cache, and changes the workspace: who wants to mount it meanwhile waits, as for a save.
+    At the end HEAD says what holds then; `before` is HEAD as it was. Raises StoreError, FencedError."""
+    try:
+        with renewed(lease, State.STOPPING):
+            yield
+    except BaseException:
+        best_effort(
+            lambda: lease.release(*unchanged_since(before)),
+            lambda exc: log.warning("lease not given back", error=exc),
+        )
+        raise
+    lease.release(*changed_since(before))
 
 
 @contextmanager

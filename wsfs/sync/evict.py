@@ -103,12 +103,7 @@ class Evictor:
         except NeedRemote:
             return
         batch = Batch()
-        blocks: list[int] = []
-        for key, row in rows:
-            block = codec.decode_block(row)
-            if isinstance(block, Packed) and block.resident:
-                batch.put_clean(key, codec.encode_block(Packed(block.loc)))
-                blocks.append(codec.block_index(key))
+        blocks = batch.demote(rows)
         if blocks:
             self._index.apply(batch)
             self._demoted += [(ino, blocks[start : start + _AT_ONCE]) for start in range(0, len(blocks), _AT_ONCE)]
@@ -133,13 +128,10 @@ class Evictor:
             rows = self._index.scan(ino, codec.BLOCK)
         except NeedRemote:
             return False
+        if any(codec.is_local(row) for _, row in rows):
+            return False
         batch = Batch()
-        for key, row in rows:
-            block = codec.decode_block(row)
-            if isinstance(block, Packed) and block.resident:
-                batch.put_clean(key, codec.encode_block(Packed(block.loc)))
-            elif codec.is_local(row):
-                return False
+        batch.demote(rows)
         # First the rows, then the bytes: dying in between leaves a copy that nobody reads.
         self._index.apply(batch)
         self._overlay.drop(ino)

@@ -30,7 +30,7 @@ from wsfs.errors import (
 )
 from wsfs.index.base import drop_pending
 from wsfs.index.index import Batch, Index
-from wsfs.model import MARKER_INO, MARKER_NAME, ROOT_INO, Ino, Packed
+from wsfs.model import MARKER_INO, MARKER_NAME, ROOT_INO, Ino
 from wsfs.remote import fetch_all
 from wsfs.repo import codec
 from wsfs.repo.head import Head, HeadVersion, Holder, State, read_head
@@ -433,12 +433,7 @@ def _demote_residents(workspace: Workspace) -> None:
     index = workspace.index
     for ino in list(workspace.overlay.inodes()):
         batch = Batch()
-        rows = fetch_all(lambda ino=ino: index.scan(ino, codec.BLOCK))  # type: ignore[misc]
-        for key, row in rows:
-            block = codec.decode_block(row)
-            if isinstance(block, Packed) and block.resident:
-                batch.put_clean(key, codec.encode_block(Packed(block.loc)))
-        if batch.ops:
+        if batch.demote(fetch_all(lambda ino=ino: index.scan(ino, codec.BLOCK))):  # type: ignore[misc]
             index.apply(batch)
         if ino not in workspace.overlay.dirty and ino not in index.kept:
             workspace.overlay.drop(ino)
