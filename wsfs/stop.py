@@ -272,10 +272,18 @@ class Stopper:
         more = len(inodes) - len(names)
         because = f" ({reason})" if reason else ""
         sentence = (
-            f"time is up, and {self._unsaved()} could not be saved{because}; what is missing stays in"
+            f"time is up, and {self._unsaved()} could not be saved{because}; {self._lost}what is missing stays in"
             f" {self._cache}, and the next mount with this cache saves it:"
         )
         return "\n  ".join([sentence, *names, *([f"and {more:,} more"] if more else [])])
+
+    @property
+    def _lost(self) -> str:
+        """What to tell of changes that were not made, with a semicolon after it; empty if there are none."""
+        if not self._not_made:
+            return ""
+        changes = f"{self._not_made} {'change' if self._not_made == 1 else 'changes'}"
+        return f"{changes} that waited for the store could not be made: what programs have just written there is lost; "
 
     @property
     def _cache(self) -> str:
@@ -389,10 +397,7 @@ class Stopper:
             await self._say_stopping()
         await self._push(_GIVE_BACK_SECONDS)
         if self._not_made:
-            raise DeadlineError(
-                f"time is up, and {self._not_made} {'change' if self._not_made == 1 else 'changes'} that waited for the"
-                " store could not be made: what programs have just written there is lost; everything else is saved"
-            )
+            raise DeadlineError(f"time is up, and {self._lost}everything else is saved")
         await self._give_back(State.STOPPED)
 
     async def _give_back(self, state: State, reason: str = "") -> None:

@@ -345,6 +345,24 @@ def test_a_deadline_cuts_off_a_write_that_waits_and_says_so(site: Any, proxy: An
         assert "1 change that waited for the store could not be made" in state["reason"]
 
 
+def test_what_was_cut_off_is_told_beside_what_is_not_saved(site: Any, proxy: Any, tools: Any) -> None:
+    """The next mount with this cache saves the one; the other is lost."""
+    site.mount()
+    (site.mountpoint / "file").write_bytes(os.urandom(9 * MIB))
+    site.elsewhere("-o", "stop_deadline=4s")
+    pid = site.pid()
+    (site.mountpoint / "unsaved").write_bytes(os.urandom(MIB))
+    with proxy.fault("stall request"), a_write_that_waits(site):
+        os.kill(pid, signal.SIGTERM)
+        tools.until(lambda: tools.is_gone(pid))
+    reason = site.status()["reason"]
+    assert "2 files with about 1.0 MB could not be saved" in reason
+    assert "1 change that waited for the store could not be made" in reason
+    site.mount()
+    assert (site.mountpoint / "unsaved").stat().st_size == MIB
+    assert not was_written(site.mountpoint / "file")
+
+
 def test_a_sync_has_what_was_written_before_it(site: Any, tools: Any) -> None:
     """Also what waits for the store: the kernel does not wait for that, as of Linux 6.18."""
     if site.server is None:

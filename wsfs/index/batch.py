@@ -39,7 +39,7 @@ class Batch:
         self.ops.append((PUT_CLEAN, key, value))
 
     def demote(self, rows: Iterable[tuple[bytes, bytes]]) -> list[int]:
-        """Of these rows of blocks: what is here and in a pack is read from the pack from now on. Returns their numbers."""
+        """Of these blocks: what is here and in a pack is read from the pack from now on. Returns their numbers."""
         blocks = []
         for key, row in rows:
             block = codec.decode_block(row)
